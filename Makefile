@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Build, test and show qemu-rwp. "make help" lists the targets.
+#
+# The parts plug in by a rules.mk each (see the include below): they add
+# prerequisites to all, check, bench, clean and lines to HELP. A part may
+# expect TOP, B, PYTHON, JOBS and the target "configured".
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := all
+
+TOP := $(CURDIR)
+B := build
+PYTHON ?= python3
+JOBS ?= $(shell nproc)
+
+# -j of the caller wins; without it, all processors.
+PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
+
+.PHONY: all
+all: qemu
+
+# -- set-up -----------------------------------------------------------------
+
+# On a fresh machine each target sets up all that it needs. Without root the
+# missing packages are named and nothing is touched.
+$(B)/configured: configure
+	@if [ -f $@ ]; then \
+	    mapfile -t arguments < <(grep . $@); \
+	elif [ "$$(id -u)" = 0 ] && grep -qs '^ID=debian$$' /etc/os-release; then \
+	    arguments=(--install-deps); \
+	else \
+	    arguments=(); \
+	fi; \
+	./configure "$${arguments[@]}"
+
+.PHONY: configured
+configured: $(B)/configured
+
+# Lay new files of ours into the tree and follow changes of the patch queue.
+.PHONY: tree
+tree: configured
+	@$(PYTHON) scripts/tree update qemu
+
+# -- QEMU -------------------------------------------------------------------
+
+.PHONY: qemu
+qemu: tree
+	+@$(MAKE) -C $(B)/qemu $(PARALLEL)
+
+.PHONY: install
+install: qemu
+	+@$(MAKE) -C $(B)/qemu install
+
+.PHONY: refresh-patches
+refresh-patches: configured
+	@$(PYTHON) scripts/tree refresh qemu
+
+# -- tests ------------------------------------------------------------------
+
+# A suite is a name that scripts/run-tests knows; a part may add its own.
+SUITES += tree unit qtest upstream integration
+
+.PHONY: check
+check: all
+	@$(PYTHON) scripts/run-tests $(SUITES)
+
+.PHONY: $(SUITES:%=check-%)
+$(SUITES:%=check-%): check-%: all
+	@$(PYTHON) scripts/run-tests $(TESTFLAGS) $*
+
+# -- housekeeping -----------------------------------------------------------
+
+.PHONY: clean
+clean:
+	+@if [ -f $(B)/qemu/build.ninja ]; then \
+	    $(MAKE) -C $(B)/qemu clean; \
+	fi
+	rm -rf $(B)/results
+
+# The prepared tree may hold work that is nowhere else.
+.PHONY: distclean
+distclean:
+	@if [ -d $(B)/src/qemu/.git ] && [ "$(FORCE)" != 1 ] && \
+	    { [ -n "$$(git -C $(B)/src/qemu status --porcelain)" ] || \
+	      [ "$$(git -C $(B)/src/qemu rev-parse HEAD)" != \
+	        "$$(git -C $(B)/src/qemu rev-parse refs/rwp/exported)" ]; }; then \
+	    echo "$(B)/src/qemu has edits that are not in the patch queue:" \
+	         "make refresh-patches, or make distclean FORCE=1" >&2; \
+	    exit 1; \
+	fi
+	rm -rf $(B)
+
+define HELP
+make                  build everything
+make install          install QEMU under the prefix given to ./configure
+make demo             show it at work on a real Linux guest
+make check            all tests: a line each, the counts at the end
+make check-SUITE      one of them: $(SUITES)
+make bench            measure against bare system calls
+make refresh-patches  turn commits in build/src/qemu into qemu/patches
+make clean            remove objects and results
+make distclean        remove build/ (refused while it holds unsaved work)
+
+endef
+
+.PHONY: help
+help:
+	$(info $(HELP))
+	@:
+
+-include linux-rwp/rules.mk libvirt/rules.mk tests/bench/rules.mk demo/rules.mk
