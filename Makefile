@@ -61,7 +61,7 @@ refresh-patches: configured
 # -- tests ------------------------------------------------------------------
 
 # A suite is a name that scripts/run-tests knows; a part may add its own.
-SUITES += tree unit qtest upstream integration
+SUITES += tree unit qtest upstream integration harness
 
 .PHONY: check
 check: all
