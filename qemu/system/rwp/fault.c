@@ -1,0 +1,509 @@
+/*
+ * The fault service: whoever touches a page that is away gets it back
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The kernel sends a message for each access that has to wait.  What the
+ * message says of the page may be outdated when it is read, so the page's
+ * state alone decides (see pages.h):
+ *
+ *   LIVE           the page is in memory and a hold is on: admit.  Or it
+ *                  was never used, in a chunk in which missing pages trap:
+ *                  zero it
+ *   STAGED         take it from the evictor: admit, or give it back
+ *   LEAVING        the evictor is about to decide, and will wake
+ *   ZERO           zero it
+ *   EVICTED        read it from the store, and some that follow, if the
+ *                  accesses look sequential
+ *   FETCHING       somebody is at it, and will wake
+ *
+ * In every case the service takes the page into FETCHING before it acts,
+ * so that the page cannot be evicted between the look at its state and the
+ * action, which would make the action wrong: a zero page in place of an
+ * evicted one, or access to a page that is about to be removed.
+ *
+ * All but EVICTED is done at once with one system call.  EVICTED gets a
+ * coroutine; their number is bounded by the number of buffers, and those
+ * who wait for one are no more than there are threads that touch memory.
+ *
+ * A failed read is tried again for as long as it takes.  It never becomes
+ * data.
+ *
+ * This thread may depend on nothing that a thread which touches guest
+ * memory may hold.  It takes no lock but those of pages, ages and batches,
+ * it never touches guest memory itself, and it reaches the monitor only by
+ * a bottom half in the main loop that nobody waits for.
+ *
+ * Locking: everything here runs in the fault thread, unless marked.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/main-loop.h"
+#include "qemu/units.h"
+#include "qemu/coroutine.h"
+#include "qemu/error-report.h"
+#include "qemu/memalign.h"
+#include "qapi/error.h"
+#include "block/aio-wait.h"
+#include "events.h"
+#include "fault.h"
+#include "scan.h"
+#include "store.h"
+#include "trace.h"
+#include "uapi.h"
+
+/* Reads of the store under way at a time */
+#define MAX_FETCHES 32
+
+/* Messages that one read(2) returns at most */
+#define MAX_MESSAGES 64
+
+/* Sequential access patterns that are followed at a time */
+#define MAX_STREAMS 8
+
+/* Pause before a failed read is tried again; doubled each time */
+#define RETRY_MIN_NS (50 * SCALE_MS)
+#define RETRY_MAX_NS (10 * NANOSECONDS_PER_SECOND)
+
+/* One sequential access pattern */
+typedef struct Stream {
+    uint64_t next;          /* the page that would continue it */
+    uint64_t window;        /* pages to read when it is continued */
+    uint64_t used;          /* when it was continued last, for replacement */
+} Stream;
+
+/* A read of the store that serves a touch */
+typedef struct Fetch {
+    RwpFaults *faults;
+    uint64_t page;
+    uint64_t count;         /* pages to read, @page first */
+    int64_t start_ns;
+    QemuCoSleep sleep;      /* between a failed read and the next */
+    QLIST_ENTRY(Fetch) next;
+} Fetch;
+
+struct RwpFaults {
+    RwpState *s;            /* set once */
+    uint64_t max_window;    /* set once: pages of a buffer */
+
+    void *buffers[MAX_FETCHES];
+    unsigned nb_free;       /* buffers[0..nb_free) are free */
+    CoQueue buffer_queue;   /* fetches that wait for one */
+    QLIST_HEAD(, Fetch) sleeping;
+
+    Stream streams[MAX_STREAMS];
+    uint64_t stream_clock;
+
+    unsigned in_flight;     /* fetches; atomic, main loop waits for 0 */
+    bool give_up;           /* atomic, set by any thread */
+};
+
+static void record_latency(RwpState *s, int64_t ns)
+{
+    int row = ns > 0 ? 63 - clz64(ns) : 0;
+
+    stat64_add(&s->stats.latency[MIN(row, RWP_LATENCY_ROWS - 1)], 1);
+}
+
+/* The page is where it belongs, or will be zero when it is touched again */
+static void finish_live(RwpState *s, uint64_t page)
+{
+    rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
+    if (rwp_pages_away(s->pages) == 0) {
+        rwp_state_settle_soon(s);
+    }
+}
+
+void rwp_faults_arm_unasked(RwpState *s, uint64_t first, uint64_t count)
+{
+    if (rwp_scanner_running(s->scanner)) {
+        int ret = s->mem->tracker->arm(s->mem, first, count);
+
+        trace_rwp_arm_unasked(s->id, first, count, ret);
+    }
+}
+
+/* Zero one page that this thread has in FETCHING */
+static void zero_page(RwpFaults *faults, uint64_t page)
+{
+    RwpState *s = faults->s;
+    int ret = rwp_memory_zero(s->mem, page, 1);
+
+    /*
+     * EEXIST: a page that is in memory after all; its waiter was woken.
+     * Other errors: the registration is gone, and with it the waiter.
+     */
+    trace_rwp_fault_zero(s->id, page, ret);
+    if (ret == 0) {
+        stat64_add(&s->stats.zero_filled, 1);
+    }
+    finish_live(s, page);
+}
+
+/*
+ * Let accesses to a page in memory, which this thread has in FETCHING,
+ * proceed.
+ */
+static void admit_page(RwpFaults *faults, uint64_t page)
+{
+    RwpState *s = faults->s;
+    int ret = s->mem->tracker->admit(s->mem, page);
+
+    trace_rwp_fault_admit(s->id, page, ret);
+    finish_live(s, page);
+}
+
+/* A staged page was touched; this thread has it in FETCHING */
+static void take_back(RwpFaults *faults, uint64_t page)
+{
+    RwpState *s = faults->s;
+
+    stat64_add(&s->stats.evict_cancelled, 1);
+    if (s->mem->pager->stays) {
+        admit_page(faults, page);
+    } else {
+        void *content = rwp_batch_content(&s->batches, page,
+                                          s->mem->page_size);
+        int ret = s->mem->pager->give_back(s->mem, page, content);
+
+        trace_rwp_fault_give_back(s->id, page, ret);
+        finish_live(s, page);
+    }
+}
+
+static void coroutine_fn get_buffer(RwpFaults *faults, void **buf)
+{
+    while (!faults->nb_free) {
+        qemu_co_queue_wait(&faults->buffer_queue, NULL);
+    }
+    *buf = faults->buffers[--faults->nb_free];
+    if (!*buf) {
+        *buf = qemu_memalign(qemu_real_host_page_size(),
+                             faults->max_window * faults->s->mem->page_size);
+    }
+}
+
+static void coroutine_fn put_buffer(RwpFaults *faults, void *buf)
+{
+    faults->buffers[faults->nb_free++] = buf;
+    qemu_co_queue_next(&faults->buffer_queue);
+}
+
+/*
+ * How many pages to read when @page is touched: more each time that the
+ * touch continues where an earlier fetch ended.
+ */
+static uint64_t stream_window(RwpFaults *faults, uint64_t page)
+{
+    Stream *oldest = &faults->streams[0];
+
+    for (int i = 0; i < MAX_STREAMS; i++) {
+        Stream *stream = &faults->streams[i];
+
+        if (stream->next == page && stream->window) {
+            stream->window = MIN(stream->window * 2, faults->max_window);
+            stream->next = page + stream->window;
+            stream->used = ++faults->stream_clock;
+            return stream->window;
+        }
+        if (stream->used < oldest->used) {
+            oldest = stream;
+        }
+    }
+    *oldest = (Stream) {
+        .next = page + 1,
+        .window = 1,
+        .used = ++faults->stream_clock,
+    };
+    return 1;
+}
+
+/* Take the evicted neighbours of @fetch->page into FETCHING */
+static void claim_neighbours(Fetch *fetch)
+{
+    RwpFaults *faults = fetch->faults;
+    RwpState *s = faults->s;
+    uint64_t window = stream_window(faults, fetch->page);
+
+    window = MIN(window, s->mem->nb_pages - fetch->page);
+    while (fetch->count < window &&
+           rwp_pages_move(s->pages, fetch->page + fetch->count,
+                          RWP_PAGE_EVICTED, RWP_PAGE_FETCHING)) {
+        fetch->count++;
+    }
+}
+
+/* The read of the neighbours failed, or they are not wanted any more */
+static void release_neighbours(Fetch *fetch)
+{
+    RwpState *s = fetch->faults->s;
+
+    if (fetch->count == 1) {
+        return;
+    }
+    for (uint64_t i = 1; i < fetch->count; i++) {
+        rwp_pages_finish(s->pages, fetch->page + i, RWP_PAGE_EVICTED);
+    }
+    /* Somebody may have touched one meanwhile */
+    rwp_memory_wake(s->mem, fetch->page + 1, fetch->count - 1);
+    fetch->count = 1;
+}
+
+/* Sleep until it is time to try the read of @fetch again */
+static void coroutine_fn wait_for_retry(Fetch *fetch, int64_t ns)
+{
+    RwpFaults *faults = fetch->faults;
+
+    qatomic_inc(&faults->s->stats.fetch_waiting);
+    QLIST_INSERT_HEAD(&faults->sleeping, fetch, next);
+    qemu_co_sleep_ns_wakeable(&fetch->sleep, QEMU_CLOCK_REALTIME, ns);
+    QLIST_REMOVE(fetch, next);
+    qatomic_dec(&faults->s->stats.fetch_waiting);
+}
+
+/*
+ * Read the pages of @fetch, for as long as it takes; at the end only the
+ * touched page may be left.
+ *
+ * Returns false if it was given up.
+ */
+static bool coroutine_fn read_pages(Fetch *fetch, void *buf)
+{
+    RwpFaults *faults = fetch->faults;
+    RwpState *s = faults->s;
+    int64_t pause = RETRY_MIN_NS;
+    bool reported = false;
+
+    for (;;) {
+        uint64_t offset = rwp_state_page_bytes(s, fetch->page);
+        uint64_t bytes = rwp_state_page_bytes(s, fetch->count);
+        int ret = rwp_store_read(s->store, offset, bytes, buf);
+
+        trace_rwp_fetch_read(s->id, offset, bytes, ret);
+        if (ret == 0) {
+            return true;
+        }
+        stat64_add(&s->stats.fetch_errors, 1);
+        if (rwp_pages_discarded(s->pages, fetch->page)) {
+            /* Nobody wants the content any more */
+            return false;
+        }
+        if (fetch->count > 1) {
+            release_neighbours(fetch);
+            continue;
+        }
+        if (!reported) {
+            rwp_event_store_error(s->id, rwp_store_node_name(s->store),
+                                  RWP_OPERATION_FETCH, offset, bytes, ret);
+            reported = true;
+        }
+        if (qatomic_read(&faults->give_up)) {
+            return false;
+        }
+        wait_for_retry(fetch, pause);
+        pause = MIN(pause * 2, RETRY_MAX_NS);
+    }
+}
+
+/* Put neighbours in place; nobody is known to wait for them */
+static void place_neighbours(Fetch *fetch, uint8_t *buf)
+{
+    RwpState *s = fetch->faults->s;
+    uint64_t first = fetch->page + 1;
+    uint64_t count = fetch->count - 1;
+    int ret;
+
+    if (!count) {
+        return;
+    }
+    ret = rwp_memory_copy(s->mem, first, count, buf + s->mem->page_size);
+    trace_rwp_fetch_place(s->id, first, count, ret);
+    rwp_faults_arm_unasked(s, first, count);
+    for (uint64_t i = 0; i < count; i++) {
+        finish_live(s, first + i);
+    }
+    stat64_add(&s->stats.fetched_readahead, count);
+}
+
+static void coroutine_fn fetch_co(void *opaque)
+{
+    Fetch *fetch = opaque;
+    RwpFaults *faults = fetch->faults;
+    RwpState *s = faults->s;
+    void *buf;
+
+    get_buffer(faults, &buf);
+    claim_neighbours(fetch);
+    if (!read_pages(fetch, buf) ||
+        rwp_pages_discarded(s->pages, fetch->page)) {
+        zero_page(faults, fetch->page);
+    } else {
+        int ret = rwp_memory_copy(s->mem, fetch->page, 1, buf);
+
+        trace_rwp_fetch_place(s->id, fetch->page, 1, ret);
+        record_latency(s, get_clock() - fetch->start_ns);
+        stat64_add(&s->stats.fetched_fault, 1);
+        finish_live(s, fetch->page);
+        place_neighbours(fetch, buf);
+    }
+    put_buffer(faults, buf);
+    g_free(fetch);
+
+    qatomic_dec(&faults->in_flight);
+    aio_wait_kick();
+}
+
+/* Read @page, which this thread has in FETCHING, from the store */
+static void start_fetch(RwpFaults *faults, uint64_t page, int64_t start_ns)
+{
+    Fetch *fetch = g_new0(Fetch, 1);
+
+    fetch->faults = faults;
+    fetch->page = page;
+    fetch->count = 1;
+    fetch->start_ns = start_ns;
+    qatomic_inc(&faults->in_flight);
+    qemu_coroutine_enter(qemu_coroutine_create(fetch_co, fetch));
+}
+
+/* One access waits for @page; @flags are UFFD_PAGEFAULT_FLAG_* */
+static void handle_fault(RwpFaults *faults, uint64_t page, uint64_t flags,
+                         int64_t start_ns)
+{
+    RwpState *s = faults->s;
+    RwpPage state;
+
+    for (;;) {
+        state = rwp_pages_get(s->pages, page);
+        trace_rwp_fault(s->id, page, flags, state);
+        if (state == RWP_PAGE_LEAVING || state == RWP_PAGE_FETCHING) {
+            return;
+        }
+        if (rwp_pages_move(s->pages, page, state, RWP_PAGE_FETCHING)) {
+            break;
+        }
+    }
+
+    switch (state) {
+    case RWP_PAGE_LIVE:
+        if (flags & (UFFD_PAGEFAULT_FLAG_MINOR | UFFD_PAGEFAULT_FLAG_RWP)) {
+            admit_page(faults, page);
+        } else {
+            zero_page(faults, page);
+        }
+        break;
+    case RWP_PAGE_STAGED:
+        take_back(faults, page);
+        break;
+    case RWP_PAGE_ZERO:
+        zero_page(faults, page);
+        break;
+    case RWP_PAGE_EVICTED:
+        start_fetch(faults, page, start_ns);
+        break;
+    default:
+        g_assert_not_reached();
+    }
+}
+
+static void faults_readable(void *opaque)
+{
+    RwpFaults *faults = opaque;
+    RwpMemory *mem = faults->s->mem;
+    struct uffd_msg msgs[MAX_MESSAGES];
+    int nb;
+
+    do {
+        int64_t now = get_clock();
+
+        nb = rwp_memory_read_faults(mem, msgs, MAX_MESSAGES);
+        if (nb < 0) {
+            trace_rwp_fault_read_failed(faults->s->id, nb);
+            return;
+        }
+        for (int i = 0; i < nb; i++) {
+            uint64_t page = (msgs[i].arg.pagefault.address -
+                             (uintptr_t)mem->host) / mem->page_size;
+
+            /* Staging buffers are registered too, but never touched */
+            if (msgs[i].event == UFFD_EVENT_PAGEFAULT &&
+                page < mem->nb_pages) {
+                handle_fault(faults, page, msgs[i].arg.pagefault.flags, now);
+            }
+        }
+    } while (nb == MAX_MESSAGES);
+}
+
+static void start_serving(void *opaque)
+{
+    RwpFaults *faults = opaque;
+    RwpState *s = faults->s;
+
+    aio_set_fd_handler(s->fault_ctx, s->mem->uffd, faults_readable, NULL,
+                       NULL, NULL, faults);
+}
+
+static void stop_serving(void *opaque)
+{
+    RwpFaults *faults = opaque;
+    RwpState *s = faults->s;
+
+    aio_set_fd_handler(s->fault_ctx, s->mem->uffd, NULL, NULL, NULL, NULL,
+                       NULL);
+}
+
+static void wake_sleepers(void *opaque)
+{
+    RwpFaults *faults = opaque;
+    Fetch *fetch, *next;
+
+    /* Waking enters the coroutine, which takes its fetch off the list */
+    QLIST_FOREACH_SAFE(fetch, &faults->sleeping, next, next) {
+        qemu_co_sleep_wake(&fetch->sleep);
+    }
+    qatomic_dec(&faults->in_flight);
+    aio_wait_kick();
+}
+
+RwpFaults *rwp_faults_new(RwpState *s)
+{
+    RwpFaults *faults = g_new0(RwpFaults, 1);
+
+    GLOBAL_STATE_CODE();
+
+    faults->s = s;
+    faults->max_window = MAX(s->readahead / s->mem->page_size, 1);
+    faults->nb_free = MAX_FETCHES;
+    qemu_co_queue_init(&faults->buffer_queue);
+    QLIST_INIT(&faults->sleeping);
+    aio_wait_bh_oneshot(s->fault_ctx, start_serving, faults);
+    return faults;
+}
+
+void rwp_faults_free(RwpFaults *faults)
+{
+    GLOBAL_STATE_CODE();
+
+    if (!faults) {
+        return;
+    }
+    aio_wait_bh_oneshot(faults->s->fault_ctx, stop_serving, faults);
+    rwp_faults_give_up(faults);
+    AIO_WAIT_WHILE(NULL, qatomic_read(&faults->in_flight) > 0);
+    for (int i = 0; i < MAX_FETCHES; i++) {
+        qemu_vfree(faults->buffers[i]);
+    }
+    g_free(faults);
+}
+
+void rwp_faults_retry(RwpFaults *faults)
+{
+    qatomic_inc(&faults->in_flight);
+    aio_bh_schedule_oneshot(faults->s->fault_ctx, wake_sleepers, faults);
+}
+
+void rwp_faults_give_up(RwpFaults *faults)
+{
+    qatomic_set(&faults->give_up, true);
+    rwp_faults_retry(faults);
+}

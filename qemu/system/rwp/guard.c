@@ -1,0 +1,98 @@
+/*
+ * Everybody else who touches guest memory
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Kept out while pages are away:
+ *   migration, snapshots, CPR      migration blocker, all modes
+ *   VFIO, vDPA, blkio, nvme, SEV,  they disable discarding of memory,
+ *   RDMA                           which we require here
+ *
+ * The discard hook is called from any thread, with any lock held.  It
+ * changes states and ages and never waits.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/main-loop.h"
+#include "qapi/error.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "migration/blocker.h"
+#include "guard.h"
+#include "trace.h"
+
+bool rwp_guard_enter(RwpState *s, Error **errp)
+{
+    ERRP_GUARD();
+    int ret;
+
+    GLOBAL_STATE_CODE();
+
+    if (s->guarded) {
+        return true;
+    }
+
+    error_setg(&s->migration_blocker, "memory of memory-backend-rwp '%s' is "
+               "evicted; bring it back with rwp-fetch first", s->id);
+    ret = migrate_add_blocker_modes(&s->migration_blocker, errp,
+                                    MIG_MODE_ALL);
+    if (ret < 0) {
+        error_prepend(errp, "memory-backend-rwp '%s' cannot evict: ", s->id);
+        return false;
+    }
+
+    ret = ram_block_discard_require(true);
+    if (ret < 0) {
+        migrate_del_blocker(&s->migration_blocker);
+        error_setg_errno(errp, -ret, "memory-backend-rwp '%s' cannot evict: "
+                         "a device has pinned guest memory", s->id);
+        error_append_hint(errp, "VFIO, vhost-vdpa, the block drivers nvme "
+                          "and blkio, and encrypted guests do that.\n");
+        return false;
+    }
+    qatomic_set(&s->guarded, true);
+    return true;
+}
+
+void rwp_guard_leave(RwpState *s)
+{
+    GLOBAL_STATE_CODE();
+
+    if (!s->guarded) {
+        return;
+    }
+    ram_block_discard_require(false);
+    migrate_del_blocker(&s->migration_blocker);
+    qatomic_set(&s->guarded, false);
+}
+
+static void guard_discard(void *opaque, uint64_t offset, uint64_t length)
+{
+    RwpState *s = opaque;
+    uint64_t first = offset / s->mem->page_size;
+    uint64_t count = length / s->mem->page_size;
+    uint64_t dropped = rwp_pages_discard(s->pages, first, count);
+
+    rwp_ages_forget(s->ages, first, count);
+    stat64_add(&s->stats.dropped, dropped);
+    trace_rwp_discard(s->id, offset, length, dropped);
+    if (rwp_pages_away(s->pages) == 0) {
+        rwp_state_settle_soon(s);
+    }
+}
+
+static const RAMBlockPager guard_pager = {
+    .discard = guard_discard,
+};
+
+void rwp_guard_hook(RwpState *s)
+{
+    s->rb->pager_opaque = s;
+    s->rb->pager = &guard_pager;
+}
+
+void rwp_guard_unhook(RwpState *s)
+{
+    s->rb->pager = NULL;
+    s->rb->pager_opaque = NULL;
+}

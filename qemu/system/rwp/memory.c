@@ -1,0 +1,338 @@
+/*
+ * The memory of one backend, as the trackers and pagers see it
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See memory.h for the contract.  Invariant: chunk_modes[] says what the
+ * kernel has registered; a failed system call leaves both as they were.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bitops.h"
+#include "qemu/memalign.h"
+#include "qemu/units.h"
+#include "qemu/userfaultfd.h"
+#include "qapi/error.h"
+#include "uapi.h"
+#include "memory.h"
+#include "tracker.h"
+#include "pager.h"
+#include "trace.h"
+
+/*
+ * Regions that one PAGEMAP_SCAN returns.  With more than 512, Linux 6.18
+ * reports a walk_end that lies before the last region, so that going on
+ * from there would report regions twice.
+ */
+#define SCAN_REGIONS 512
+
+static const char *const feature_names[] = {
+    "PAGEFAULT_FLAG_WP", "EVENT_FORK", "EVENT_REMAP", "EVENT_REMOVE",
+    "MISSING_HUGETLBFS", "MISSING_SHMEM", "EVENT_UNMAP", "SIGBUS",
+    "THREAD_ID", "MINOR_HUGETLBFS", "MINOR_SHMEM", "EXACT_ADDRESS",
+    "WP_HUGETLBFS_SHMEM", "WP_UNPOPULATED", "POISON", "WP_ASYNC", "MOVE",
+    "RWP", "RWP_ASYNC",
+};
+
+bool rwp_memory_features(uint64_t *features, Error **errp)
+{
+    if (uffd_query_features(features) < 0) {
+        int err = errno;
+
+        error_setg_errno(errp, err, "memory-backend-rwp cannot use "
+                         "userfaultfd");
+        if (err == EPERM || err == EACCES) {
+            error_append_hint(errp, "Faults taken inside the host kernel, "
+                "which KVM and system calls cause, must be handled too.  "
+                "Give QEMU access to /dev/userfaultfd, or the capability "
+                "CAP_SYS_PTRACE, or set the sysctl "
+                "vm.unprivileged_userfaultfd to 1.\n");
+        } else {
+            error_append_hint(errp, "The host kernel must be built with "
+                              "CONFIG_USERFAULTFD.\n");
+        }
+        return false;
+    }
+    return true;
+}
+
+strList *rwp_memory_feature_names(uint64_t features)
+{
+    strList *list = NULL, **tail = &list;
+
+    for (size_t i = 0; i < ARRAY_SIZE(feature_names); i++) {
+        if (features & BIT_ULL(i)) {
+            QAPI_LIST_APPEND(tail, g_strdup(feature_names[i]));
+        }
+    }
+    return list;
+}
+
+RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
+                           const RwpPagerOps *pager, void *host,
+                           uint64_t size, uint64_t page_size, int fd,
+                           Error **errp)
+{
+    g_autofree RwpMemory *mem = g_new0(RwpMemory, 1);
+
+    mem->tracker = tracker;
+    mem->pager = pager;
+    mem->host = host;
+    mem->size = size;
+    mem->page_size = page_size;
+    mem->nb_pages = size / page_size;
+    mem->chunk_pages = MAX(RWP_CHUNK_BYTES, page_size) / page_size;
+    mem->fd = fd;
+    if (!rwp_memory_features(&mem->features, errp)) {
+        return NULL;
+    }
+    mem->uffd = uffd_create_fd(tracker->features | pager->features, true);
+    if (mem->uffd < 0) {
+        error_setg_errno(errp, errno, "cannot create a userfaultfd for "
+                         "tracker=%s", RwpTrackerType_str(tracker->type));
+        return NULL;
+    }
+    mem->pagemap = qemu_open_old("/proc/self/pagemap", O_RDONLY);
+    if (mem->pagemap < 0) {
+        error_setg_errno(errp, errno, "memory-backend-rwp cannot open "
+                         "/proc/self/pagemap");
+        close(mem->uffd);
+        return NULL;
+    }
+    mem->chunk_modes = g_new0(uint64_t, rwp_memory_nb_chunks(mem));
+    mem->zero_page = qemu_memalign(qemu_real_host_page_size(), page_size);
+    memset(mem->zero_page, 0, page_size);
+    return g_steal_pointer(&mem);
+}
+
+void rwp_memory_close(RwpMemory *mem)
+{
+    if (!mem) {
+        return;
+    }
+    rwp_memory_unregister_all(mem);
+    close(mem->pagemap);
+    close(mem->uffd);
+    qemu_vfree(mem->zero_page);
+    g_free(mem->chunk_modes);
+    g_free(mem);
+}
+
+static int register_range(RwpMemory *mem, uint64_t first, uint64_t count,
+                          uint64_t modes)
+{
+    struct uffdio_register reg = {
+        .range.start = rwp_memory_host(mem, first),
+        .range.len = count * mem->page_size,
+        .mode = modes,
+    };
+
+    if (ioctl(mem->uffd, UFFDIO_REGISTER, &reg) < 0) {
+        int ret = -errno;
+
+        trace_rwp_register_failed(first, count, modes, ret);
+        return ret;
+    }
+    return 0;
+}
+
+int rwp_memory_register(RwpMemory *mem, uint64_t chunk, uint64_t modes)
+{
+    uint64_t count;
+    uint64_t first = rwp_memory_chunk(mem, chunk, &count);
+    int ret = register_range(mem, first, count, modes);
+
+    if (ret == 0) {
+        mem->chunk_modes[chunk] = modes;
+    }
+    return ret;
+}
+
+static void unregister_range(RwpMemory *mem, uint64_t first, uint64_t count)
+{
+    struct uffdio_range range = {
+        .start = rwp_memory_host(mem, first),
+        .len = count * mem->page_size,
+    };
+
+    /*
+     * A failure means that the mapping is gone, and the registration
+     * with it.  The wake is for kernels that wake only those who wait for
+     * missing pages.
+     */
+    if (ioctl(mem->uffd, UFFDIO_UNREGISTER, &range) < 0) {
+        trace_rwp_register_failed(first, count, 0, -errno);
+    }
+    rwp_memory_wake(mem, first, count);
+}
+
+void rwp_memory_unregister_all(RwpMemory *mem)
+{
+    uint64_t nb_chunks = rwp_memory_nb_chunks(mem);
+
+    for (uint64_t chunk = 0; chunk < nb_chunks; chunk++) {
+        uint64_t count;
+        uint64_t first = rwp_memory_chunk(mem, chunk, &count);
+
+        if (mem->chunk_modes[chunk]) {
+            unregister_range(mem, first, count);
+            mem->chunk_modes[chunk] = 0;
+        }
+    }
+}
+
+int rwp_memory_register_all(RwpMemory *mem, uint64_t modes)
+{
+    uint64_t nb_chunks = rwp_memory_nb_chunks(mem);
+
+    for (uint64_t chunk = 0; chunk < nb_chunks; chunk++) {
+        uint64_t end = chunk;
+        uint64_t last_count;
+        int ret;
+
+        while (end < nb_chunks && !mem->chunk_modes[end]) {
+            end++;
+        }
+        if (end == chunk) {
+            continue;
+        }
+        /* One call for many chunks: a terabyte has 16384 of them */
+        rwp_memory_chunk(mem, end - 1, &last_count);
+        ret = register_range(mem, chunk * mem->chunk_pages,
+                             (end - 1 - chunk) * mem->chunk_pages + last_count,
+                             modes);
+        if (ret < 0) {
+            return ret;
+        }
+        for (; chunk < end; chunk++) {
+            mem->chunk_modes[chunk] = modes;
+        }
+    }
+    return 0;
+}
+
+int rwp_memory_scan(RwpMemory *mem, uint64_t first, uint64_t count,
+                    uint64_t categories, RwpRunFunc *fn, void *opaque)
+{
+    struct rwp_page_region regions[SCAN_REGIONS];
+    uint64_t base = (uintptr_t)mem->host;
+    struct rwp_pm_scan_arg arg = {
+        .size = sizeof(arg),
+        .start = rwp_memory_host(mem, first),
+        .end = rwp_memory_host(mem, first + count),
+        .vec = (uintptr_t)regions,
+        .vec_len = SCAN_REGIONS,
+        .category_anyof_mask = categories,
+        .return_mask = categories,
+    };
+
+    while (arg.start < arg.end) {
+        int nb = ioctl(mem->pagemap, RWP_PAGEMAP_SCAN, &arg);
+
+        if (nb < 0) {
+            return -errno;
+        }
+        for (int i = 0; i < nb; i++) {
+            uint64_t from = (regions[i].start - base) / mem->page_size;
+            uint64_t to = DIV_ROUND_UP(regions[i].end - base, mem->page_size);
+
+            fn(opaque, from, to - from);
+        }
+        if (arg.walk_end <= arg.start) {
+            return -EIO;
+        }
+        arg.start = arg.walk_end;
+    }
+    return 0;
+}
+
+int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count)
+{
+    struct uffdio_range range = {
+        .start = rwp_memory_host(mem, first),
+        .len = count * mem->page_size,
+    };
+
+    return ioctl(mem->uffd, UFFDIO_WAKE, &range) < 0 ? -errno : 0;
+}
+
+int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
+                    const void *buf)
+{
+    uint64_t total = count * mem->page_size;
+    uint64_t done = 0;
+
+    while (done < total) {
+        struct uffdio_copy copy = {
+            .dst = rwp_memory_host(mem, first) + done,
+            .src = (uintptr_t)buf + done,
+            .len = total - done,
+        };
+
+        if (ioctl(mem->uffd, UFFDIO_COPY, &copy) == 0) {
+            return 0;
+        }
+        if (copy.copy > 0) {
+            done += copy.copy;
+        } else if (errno == EEXIST) {
+            rwp_memory_wake(mem, first + done / mem->page_size, 1);
+            return -EEXIST;
+        } else if (errno != EAGAIN) {
+            return -errno;
+        }
+        /* EAGAIN: the mapping was changing; nothing is wrong with the page */
+    }
+    return 0;
+}
+
+int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count)
+{
+    uint64_t total = count * mem->page_size;
+    uint64_t done = 0;
+
+    if (mem->page_size != qemu_real_host_page_size()) {
+        /* The kernel has no zero page of that size */
+        for (uint64_t i = 0; i < count; i++) {
+            int ret = rwp_memory_copy(mem, first + i, 1, mem->zero_page);
+
+            if (ret < 0) {
+                return ret;
+            }
+        }
+        return 0;
+    }
+
+    while (done < total) {
+        struct uffdio_zeropage zero = {
+            .range.start = rwp_memory_host(mem, first) + done,
+            .range.len = total - done,
+        };
+
+        if (ioctl(mem->uffd, UFFDIO_ZEROPAGE, &zero) == 0) {
+            return 0;
+        }
+        if (zero.zeropage > 0) {
+            done += zero.zeropage;
+        } else if (errno == EEXIST) {
+            rwp_memory_wake(mem, first + done / mem->page_size, 1);
+            return -EEXIST;
+        } else if (errno != EAGAIN) {
+            return -errno;
+        }
+    }
+    return 0;
+}
+
+int rwp_memory_read_faults(RwpMemory *mem, struct uffd_msg *msgs, int nb)
+{
+    ssize_t len;
+
+    do {
+        len = read(mem->uffd, msgs, nb * sizeof(*msgs));
+    } while (len < 0 && errno == EINTR);
+
+    if (len < 0) {
+        return errno == EAGAIN ? 0 : -errno;
+    }
+    return len / sizeof(*msgs);
+}

@@ -1,0 +1,133 @@
+/*
+ * Pager for anonymous memory: move the page aside
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * UFFDIO_MOVE (Linux 6.8, ioctl_userfaultfd(2)) takes a page from the
+ * guest's address to a staging buffer in one step.  From then on an access
+ * of the guest traps, and the content in the buffer can no longer change.
+ * The kernel refuses to move pages that are pinned for DMA (EBUSY).
+ *
+ * The destination of a move must be registered with the same userfaultfd;
+ * missing faults are the mode that fits, because nobody ever accesses a
+ * part of a buffer that holds no page.
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include <sys/mman.h>
+#include "uapi.h"
+#include "pager.h"
+
+static void *move_buffer_new(RwpMemory *mem, uint64_t count, Error **errp)
+{
+    uint64_t size = count * mem->page_size;
+    struct uffdio_register reg = {
+        .range.len = size,
+        .mode = UFFDIO_REGISTER_MODE_MISSING,
+    };
+    void *buf;
+
+    buf = mmap(NULL, size, PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (buf == MAP_FAILED) {
+        error_setg_errno(errp, errno, "cannot map a staging buffer");
+        return NULL;
+    }
+    /* A huge page cannot appear in a buffer that is registered, but this
+     * keeps the kernel from trying */
+    madvise(buf, size, MADV_NOHUGEPAGE);
+    madvise(buf, size, MADV_DONTFORK);
+    reg.range.start = (uintptr_t)buf;
+    if (ioctl(mem->uffd, UFFDIO_REGISTER, &reg) < 0) {
+        error_setg_errno(errp, errno, "cannot register a staging buffer");
+        munmap(buf, size);
+        return NULL;
+    }
+    return buf;
+}
+
+static void move_buffer_free(RwpMemory *mem, void *buf, uint64_t count)
+{
+    if (buf) {
+        munmap(buf, count * mem->page_size);
+    }
+}
+
+static void move_buffer_reset(RwpMemory *mem, void *buf, uint64_t count)
+{
+    madvise(buf, count * mem->page_size, MADV_DONTNEED);
+}
+
+static int64_t move_take(RwpMemory *mem, uint64_t first, uint64_t count,
+                         void *buf)
+{
+    uint64_t total = count * mem->page_size;
+    uint64_t done = 0;
+
+    while (done < total) {
+        struct uffdio_move move = {
+            .dst = (uintptr_t)buf + done,
+            .src = rwp_memory_host(mem, first) + done,
+            .len = total - done,
+        };
+
+        if (ioctl(mem->uffd, UFFDIO_MOVE, &move) == 0) {
+            return count;
+        }
+        if (move.move > 0) {
+            done += move.move;
+        } else if (errno != EAGAIN) {
+            return done ? done / mem->page_size : -errno;
+        }
+    }
+    return count;
+}
+
+static int move_give_back(RwpMemory *mem, uint64_t page, void *buf)
+{
+    return rwp_memory_copy(mem, page, 1, buf);
+}
+
+static int move_remove(RwpMemory *mem, uint64_t first, uint64_t count)
+{
+    return 0;
+}
+
+static int move_populated(RwpMemory *mem, uint64_t first, uint64_t count,
+                          RwpRunFunc *fn, void *opaque)
+{
+    return rwp_memory_scan(mem, first, count,
+                           RWP_PAGE_IS_PRESENT | RWP_PAGE_IS_SWAPPED,
+                           fn, opaque);
+}
+
+static void count_pages(void *opaque, uint64_t first, uint64_t count)
+{
+    uint64_t *total = opaque;
+
+    *total += count;
+}
+
+static int64_t move_resident(RwpMemory *mem)
+{
+    uint64_t pages = 0;
+    int ret = rwp_memory_scan(mem, 0, mem->nb_pages, RWP_PAGE_IS_PRESENT,
+                              count_pages, &pages);
+
+    return ret < 0 ? ret : pages * mem->page_size;
+}
+
+const RwpPagerOps rwp_pager_move = {
+    .type = RWP_PAGER_TYPE_MOVE,
+    .features = UFFD_FEATURE_MOVE,
+    .stays = false,
+    .buffer_new = move_buffer_new,
+    .buffer_free = move_buffer_free,
+    .buffer_reset = move_buffer_reset,
+    .take = move_take,
+    .give_back = move_give_back,
+    .remove = move_remove,
+    .populated = move_populated,
+    .resident = move_resident,
+};

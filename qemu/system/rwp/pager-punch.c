@@ -1,0 +1,121 @@
+/*
+ * Pager for memfds: copy, and punch a hole if the copy is still good
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Content is read with pread(2) from the memfd and not through a second
+ * mapping: reading a hole through a mapping would allocate a page of zeros
+ * in the memfd, which a page that is being evicted must not get.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/memalign.h"
+#include "qapi/error.h"
+#include <sys/stat.h>
+#include "uapi.h"
+#include "pager.h"
+
+static void *punch_buffer_new(RwpMemory *mem, uint64_t count, Error **errp)
+{
+    void *buf = qemu_try_memalign(qemu_real_host_page_size(),
+                                  count * mem->page_size);
+
+    if (!buf) {
+        error_setg(errp, "no memory for an eviction buffer of %" PRIu64
+                   " bytes", count * mem->page_size);
+    }
+    return buf;
+}
+
+static void punch_buffer_free(RwpMemory *mem, void *buf, uint64_t count)
+{
+    qemu_vfree(buf);
+}
+
+static void punch_buffer_reset(RwpMemory *mem, void *buf, uint64_t count)
+{
+}
+
+static int64_t punch_take(RwpMemory *mem, uint64_t first, uint64_t count,
+                          void *buf)
+{
+    uint64_t total = count * mem->page_size;
+    uint64_t done = 0;
+
+    while (done < total) {
+        ssize_t len = pread(mem->fd, (char *)buf + done, total - done,
+                            first * mem->page_size + done);
+
+        if (len > 0) {
+            done += len;
+        } else if (len == 0 || errno != EINTR) {
+            return len == 0 ? -EIO : -errno;
+        }
+    }
+    return count;
+}
+
+static int punch_give_back(RwpMemory *mem, uint64_t page, void *buf)
+{
+    return 0;
+}
+
+static int punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)
+{
+    int ret;
+
+    do {
+        ret = fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                        first * mem->page_size, count * mem->page_size);
+    } while (ret < 0 && errno == EINTR);
+    return ret < 0 ? -errno : 0;
+}
+
+static int punch_populated(RwpMemory *mem, uint64_t first, uint64_t count,
+                           RwpRunFunc *fn, void *opaque)
+{
+    off_t pos = first * mem->page_size;
+    off_t end = (first + count) * mem->page_size;
+
+    while (pos < end) {
+        off_t data = lseek(mem->fd, pos, SEEK_DATA);
+        off_t hole;
+
+        if (data < 0) {
+            return errno == ENXIO ? 0 : -errno;
+        }
+        if (data >= end) {
+            return 0;
+        }
+        hole = lseek(mem->fd, data, SEEK_HOLE);
+        if (hole < 0) {
+            return -errno;
+        }
+        hole = MIN(hole, end);
+        fn(opaque, data / mem->page_size, (hole - data) / mem->page_size);
+        pos = hole;
+    }
+    return 0;
+}
+
+static int64_t punch_resident(RwpMemory *mem)
+{
+    struct stat st;
+
+    /* st_blocks counts 512 bytes, whatever st_blksize is: stat(2) */
+    return fstat(mem->fd, &st) < 0 ? -errno : (int64_t)st.st_blocks * 512;
+}
+
+const RwpPagerOps rwp_pager_punch = {
+    .type = RWP_PAGER_TYPE_PUNCH,
+    .features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS,
+    .stays = true,
+    .buffer_new = punch_buffer_new,
+    .buffer_free = punch_buffer_free,
+    .buffer_reset = punch_buffer_reset,
+    .take = punch_take,
+    .give_back = punch_give_back,
+    .remove = punch_remove,
+    .populated = punch_populated,
+    .resident = punch_resident,
+};

@@ -1,0 +1,77 @@
+/*
+ * Pagers: how a page leaves memory
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * An eviction takes the content of some pages, which gives a buffer that
+ * can be written to the store, and ends by removing the pages or by giving
+ * them back.
+ *
+ *   punch   taking copies from the memfd; the copy is a guess until the
+ *           tracker says that the page was not touched since.  Removing
+ *           punches a hole into the memfd.  Giving back is nothing.
+ *   move    taking moves the page into the buffer in one step, from then
+ *           on an access traps.  Removing is nothing.  Giving back copies
+ *           from the buffer, which stays intact for a write under way.
+ *
+ * How pages come back is common to both: rwp_memory_copy() and
+ * rwp_memory_zero().
+ *
+ * Locking: all operations run in the work thread of the backend, except
+ * give_back, which runs in the fault thread too.  Return values are 0 or
+ * -errno unless said otherwise.
+ */
+#ifndef RWP_PAGER_H
+#define RWP_PAGER_H
+
+#include "memory.h"
+
+struct RwpPagerOps {
+    RwpPagerType type;
+
+    /* UFFD_FEATURE_* that a kernel needs for this pager */
+    uint64_t features;
+
+    /*
+     * True if the original stays in place while it is staged, so that
+     * removing it needs a hold of the tracker.
+     */
+    bool stays;
+
+    /* A buffer for @count pages, to be used with take */
+    void *(*buffer_new)(RwpMemory *mem, uint64_t count, Error **errp);
+    void (*buffer_free)(RwpMemory *mem, void *buf, uint64_t count);
+
+    /* Make a used buffer ready for take again */
+    void (*buffer_reset)(RwpMemory *mem, void *buf, uint64_t count);
+
+    /*
+     * Take pages into @buf.  Returns the number of pages taken from
+     * @first on, which can be less than @count; or the reason why not even
+     * the first could be taken: -EBUSY if somebody uses it, -ENOENT if it
+     * is not in memory.
+     */
+    int64_t (*take)(RwpMemory *mem, uint64_t first, uint64_t count,
+                    void *buf);
+
+    /* Put one page back from @buf and wake who waits for it. */
+    int (*give_back)(RwpMemory *mem, uint64_t page, void *buf);
+
+    /* Remove pages. */
+    int (*remove)(RwpMemory *mem, uint64_t first, uint64_t count);
+
+    /*
+     * Report pages that are populated: neither away nor never used.
+     * May report more than that where it cannot tell.
+     */
+    int (*populated)(RwpMemory *mem, uint64_t first, uint64_t count,
+                     RwpRunFunc *fn, void *opaque);
+
+    /* Bytes of host memory that the pages occupy, or -errno */
+    int64_t (*resident)(RwpMemory *mem);
+};
+
+extern const RwpPagerOps rwp_pager_move;
+extern const RwpPagerOps rwp_pager_punch;
+
+#endif

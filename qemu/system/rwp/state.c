@@ -1,0 +1,380 @@
+/*
+ * Lifecycle of the working set tracker of one backend
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Three levels, each entered only when it is needed:
+ *   created   the kernel's userfaultfd is open; nothing is registered
+ *   active    threads exist, the memory is registered; while tracking
+ *             runs, a job runs, or pages are away
+ *   guarded   pages are away or a job may take some; see guard.h
+ *
+ * Locking: everything here runs in the main loop with the BQL, unless
+ * marked.  See state.h for who uses which field.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/main-loop.h"
+#include "qemu/error-report.h"
+#include "qapi/error.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "hw/core/cpu.h"
+#include "system/hostmem.h"
+#include "system/runstate.h"
+#include "system/runstate-action.h"
+#include "fault.h"
+#include "guard.h"
+#include "registry.h"
+#include "scan.h"
+#include "state.h"
+#include "store.h"
+#include "trace.h"
+#include "uapi.h"
+
+static const RwpTrackerOps *const trackers[] = {
+    [RWP_TRACKER_RWP] = &rwp_tracker_rwp,
+    [RWP_TRACKER_ZAP] = &rwp_tracker_zap,
+    [RWP_TRACKER_NONE] = &rwp_tracker_none,
+};
+
+static const RwpPagerOps *const pagers[] = {
+    [RWP_BACKING_ANONYMOUS] = &rwp_pager_move,
+    [RWP_BACKING_MEMFD] = &rwp_pager_punch,
+};
+
+/* Which kernels have what a tracker or pager needs, for messages */
+static const char *tracker_needs(RwpTracker tracker)
+{
+    return tracker == RWP_TRACKER_RWP ?
+           "userfaultfd read-write protection (Linux 7.3, or Linux 6.12 "
+           "with linux-rwp)" :
+           "userfaultfd asynchronous write protection (Linux 6.7)";
+}
+
+static bool has_tracker(uint64_t features, RwpTracker tracker)
+{
+    uint64_t needed = trackers[tracker]->features;
+
+    return (features & needed) == needed;
+}
+
+static bool has_pager(uint64_t features, RwpBacking backing)
+{
+    uint64_t needed = pagers[backing]->features;
+
+    return (features & needed) == needed;
+}
+
+bool rwp_select(RwpTracker *tracker, RwpBacking *backing, bool share,
+                bool hugetlb, Error **errp)
+{
+    bool memfd_only = share || hugetlb || *tracker == RWP_TRACKER_ZAP;
+    uint64_t features;
+
+    if (!rwp_memory_features(&features, errp)) {
+        return false;
+    }
+    if (*backing == RWP_BACKING_ANONYMOUS && (share || hugetlb)) {
+        error_setg(errp, "backing=anonymous cannot be combined with %s",
+                   share ? "share=on" : "hugetlb=on");
+        return false;
+    }
+    if (*backing == RWP_BACKING_ANONYMOUS && *tracker == RWP_TRACKER_ZAP) {
+        error_setg(errp, "tracker=zap needs backing=memfd, it cannot track "
+                   "anonymous memory");
+        return false;
+    }
+    if (*backing == RWP_BACKING_MEMFD && *tracker == RWP_TRACKER_NONE) {
+        error_setg(errp, "tracker=none needs backing=anonymous, pages of a "
+                   "memfd cannot be evicted without a tracker");
+        return false;
+    }
+
+    if (*tracker == RWP_TRACKER_AUTO) {
+        if (has_tracker(features, RWP_TRACKER_RWP)) {
+            *tracker = RWP_TRACKER_RWP;
+        } else if (*backing == RWP_BACKING_ANONYMOUS) {
+            error_setg(errp, "backing=anonymous cannot be tracked: the host "
+                       "kernel has no %s; use backing=memfd",
+                       tracker_needs(RWP_TRACKER_RWP));
+            return false;
+        } else {
+            *tracker = RWP_TRACKER_ZAP;
+            memfd_only = true;
+        }
+    }
+    if (!has_tracker(features, *tracker)) {
+        error_setg(errp, "tracker=%s: the host kernel has no %s",
+                   RwpTracker_str(*tracker), tracker_needs(*tracker));
+        return false;
+    }
+
+    if (*backing == RWP_BACKING_AUTO) {
+        *backing = memfd_only || !has_pager(features, RWP_BACKING_ANONYMOUS) ?
+                   RWP_BACKING_MEMFD : RWP_BACKING_ANONYMOUS;
+    }
+    if (!has_pager(features, *backing)) {
+        error_setg(errp, "backing=%s: the host kernel has no %s",
+                   RwpBacking_str(*backing),
+                   *backing == RWP_BACKING_ANONYMOUS ?
+                   "UFFDIO_MOVE (Linux 6.8)" :
+                   "userfaultfd for shared memory (Linux 4.11)");
+        return false;
+    }
+    return true;
+}
+
+static bool start_threads(RwpState *s, Error **errp)
+{
+    g_autofree char *fault_id = g_strdup_printf("rwp-fault-%s", s->id);
+    g_autofree char *work_id = g_strdup_printf("rwp-work-%s", s->id);
+
+    if (s->work_thread) {
+        return true;
+    }
+    s->fault_thread = iothread_create(fault_id, errp);
+    if (!s->fault_thread) {
+        return false;
+    }
+    s->work_thread = iothread_create(work_id, errp);
+    if (!s->work_thread) {
+        iothread_destroy(s->fault_thread);
+        s->fault_thread = NULL;
+        return false;
+    }
+    s->fault_ctx = iothread_get_aio_context(s->fault_thread);
+    s->work_ctx = iothread_get_aio_context(s->work_thread);
+    return true;
+}
+
+bool rwp_state_start(RwpState *s, Error **errp)
+{
+    uint64_t modes = s->mem->tracker->modes(s->mem);
+    int ret;
+
+    GLOBAL_STATE_CODE();
+
+    if (!start_threads(s, errp)) {
+        return false;
+    }
+    if (!s->scanner) {
+        s->scanner = rwp_scanner_new(s);
+    }
+    if (!s->faults) {
+        qatomic_set(&s->faults, rwp_faults_new(s));
+    }
+    if (!s->active && modes) {
+        ret = rwp_memory_register_all(s->mem, modes);
+        if (ret < 0) {
+            rwp_memory_unregister_all(s->mem);
+            error_setg_errno(errp, -ret, "memory-backend-rwp '%s': cannot "
+                             "register the memory with userfaultfd", s->id);
+            return false;
+        }
+    }
+    s->active = true;
+    return true;
+}
+
+/* The node of the store went away: QEMU terminates */
+static void store_removed(void *opaque)
+{
+    RwpState *s = opaque;
+
+    rwp_faults_give_up(s->faults);
+}
+
+bool rwp_state_set_store(RwpState *s, const char *node_name, bool own,
+                         Error **errp)
+{
+    RwpStore *store;
+
+    GLOBAL_STATE_CODE();
+
+    if (s->store && g_str_equal(node_name, rwp_store_node_name(s->store))) {
+        return true;
+    }
+    if (rwp_pages_away(s->pages)) {
+        error_setg(errp, "memory-backend-rwp '%s': there are pages in the "
+                   "store '%s'; bring them back with rwp-fetch before using "
+                   "another one", s->id, rwp_store_node_name(s->store));
+        return false;
+    }
+    if (!start_threads(s, errp)) {
+        return false;
+    }
+    if (!s->faults) {
+        qatomic_set(&s->faults, rwp_faults_new(s));
+    }
+    store = rwp_store_open(node_name, s->mem->size, s->fault_ctx,
+                           store_removed, s, errp);
+    if (!store) {
+        return false;
+    }
+    rwp_store_close(s->store);
+    s->store = store;
+    s->store_is_own = own;
+    return true;
+}
+
+bool rwp_state_need_store(RwpState *s, const char *node_name, Error **errp)
+{
+    if (node_name) {
+        return rwp_state_set_store(s, node_name, false, errp);
+    }
+    if (!s->store && s->own_store) {
+        return rwp_state_set_store(s, s->own_store, true, errp);
+    }
+    if (!s->store) {
+        error_setg(errp, "memory-backend-rwp '%s' has no store", s->id);
+        error_append_hint(errp, "Set its property 'store', or name a block "
+                          "node with the argument 'target'.\n");
+        return false;
+    }
+    return true;
+}
+
+void rwp_state_settle(RwpState *s)
+{
+    GLOBAL_STATE_CODE();
+
+    if (s->job || rwp_pages_away(s->pages)) {
+        return;
+    }
+    rwp_guard_leave(s);
+    if (s->store && !s->store_is_own) {
+        rwp_store_close(s->store);
+        s->store = NULL;
+    }
+    if (s->active && !rwp_scanner_running(s->scanner)) {
+        rwp_memory_unregister_all(s->mem);
+        s->active = false;
+    }
+}
+
+static void settle_bh(void *opaque)
+{
+    rwp_state_settle(opaque);
+}
+
+void rwp_state_settle_soon(RwpState *s)
+{
+    /* With tracking on, every fault in a quiet chunk comes through here */
+    if (qatomic_read(&s->guarded) || !rwp_scanner_running(s->scanner)) {
+        qemu_bh_schedule(s->settle_bh);
+    }
+}
+
+/*
+ * QEMU is about to stop the guest for good.  A vCPU that waits for a page
+ * which the store does not deliver would keep it from that, so such pages
+ * become zeros; and because nothing may be computed from them, all vCPUs
+ * are told to stop first.
+ */
+static void state_shutdown(Notifier *notifier, void *data)
+{
+    RwpState *s = container_of(notifier, RwpState, shutdown_notifier);
+    CPUState *cpu;
+
+    if (!s->faults || !rwp_pages_away(s->pages) ||
+        shutdown_action == SHUTDOWN_ACTION_PAUSE) {
+        return;
+    }
+    CPU_FOREACH(cpu) {
+        cpu->stop = true;
+        qemu_cpu_kick(cpu);
+    }
+    rwp_faults_give_up(s->faults);
+}
+
+RwpState *rwp_state_new(RAMBlock *rb, const RwpConfig *config, Error **errp)
+{
+    g_autofree RwpState *s = g_new0(RwpState, 1);
+
+    GLOBAL_STATE_CODE();
+
+    s->rb = rb;
+    s->mem = rwp_memory_open(trackers[config->tracker],
+                             pagers[config->backing], rb->host,
+                             rb->max_length, rb->page_size, rb->fd, errp);
+    if (!s->mem) {
+        return NULL;
+    }
+    s->ages = rwp_ages_new(s->mem->nb_pages, errp);
+    if (!s->ages) {
+        goto fail_mem;
+    }
+    s->pages = rwp_pages_new(s->mem->nb_pages, s->mem->chunk_pages, errp);
+    if (!s->pages) {
+        goto fail_ages;
+    }
+    s->id = g_strdup(config->id);
+    s->default_interval = config->interval;
+    s->readahead = config->readahead;
+    rwp_batch_list_init(&s->batches);
+    s->settle_bh = qemu_bh_new(settle_bh, s);
+    s->shutdown_notifier.notify = state_shutdown;
+    qemu_register_shutdown_notifier(&s->shutdown_notifier);
+    rwp_guard_hook(s);
+    rwp_registry_add(s);
+
+    s->own_store = g_strdup(config->store);
+    /* Before an incoming migration has ended, nobody may write to a node */
+    if (s->own_store && !runstate_check(RUN_STATE_INMIGRATE) &&
+        !rwp_state_set_store(s, s->own_store, true, errp)) {
+        rwp_state_free(g_steal_pointer(&s));
+        return NULL;
+    }
+    return g_steal_pointer(&s);
+
+fail_ages:
+    rwp_ages_free(s->ages);
+fail_mem:
+    rwp_memory_close(s->mem);
+    return NULL;
+}
+
+void rwp_state_free(RwpState *s)
+{
+    GLOBAL_STATE_CODE();
+
+    if (!s) {
+        return;
+    }
+    assert(!s->job);
+    rwp_registry_remove(s);
+    notifier_remove(&s->shutdown_notifier);
+    rwp_scanner_free(s->scanner);
+    rwp_faults_free(s->faults);
+    rwp_guard_unhook(s);
+    rwp_memory_close(s->mem);
+    rwp_store_close(s->store);
+    if (s->work_thread) {
+        iothread_destroy(s->work_thread);
+        iothread_destroy(s->fault_thread);
+    }
+    rwp_guard_leave(s);
+    qemu_bh_delete(s->settle_bh);
+    rwp_batch_list_destroy(&s->batches);
+    rwp_pages_free(s->pages);
+    rwp_ages_free(s->ages);
+    g_free(s->own_store);
+    g_free(s->id);
+    g_free(s);
+}
+
+bool rwp_state_busy(RwpState *s)
+{
+    return s->job != NULL;
+}
+
+const char *rwp_state_tracker(RwpState *s)
+{
+    return RwpTrackerType_str(s->mem->tracker->type);
+}
+
+const char *rwp_state_pager(RwpState *s)
+{
+    return RwpPagerType_str(s->mem->pager->type);
+}

@@ -1,0 +1,185 @@
+/*
+ * The store: page ranges to and from a block node
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See store.h for the contract.
+ *
+ * @writer is the only one that may write, and shares nothing but reading.
+ * @reader does not queue requests while the node is drained
+ * (blk_set_disable_request_queuing()), like NBD exports do.
+ *
+ * @writer may be asked for inactivation in the course of an outgoing
+ * migration.  That is fine: no page is evicted then, and no job runs
+ * (see guard.c).
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/main-loop.h"
+#include "qapi/error.h"
+#include "block/block.h"
+#include "block/block_int-global-state.h"
+#include "system/block-backend.h"
+#include "store.h"
+
+struct RwpStore {
+    /* Set once */
+    char *node_name;
+    BlockBackend *reader;
+    BlockBackend *writer;
+    void (*removed)(void *opaque);
+    void *opaque;
+
+    Notifier remove_notifier;   /* main loop */
+    int drained;                /* atomic */
+};
+
+static void store_drained_begin(void *opaque)
+{
+    RwpStore *store = opaque;
+
+    qatomic_inc(&store->drained);
+}
+
+static void store_drained_end(void *opaque)
+{
+    RwpStore *store = opaque;
+
+    qatomic_dec(&store->drained);
+}
+
+static const BlockDevOps store_dev_ops = {
+    .drained_begin = store_drained_begin,
+    .drained_end = store_drained_end,
+};
+
+static void store_removed(Notifier *notifier, void *data)
+{
+    RwpStore *store = container_of(notifier, RwpStore, remove_notifier);
+
+    store->removed(store->opaque);
+}
+
+static bool store_check_size(BlockDriverState *bs, const char *node_name,
+                             uint64_t size, Error **errp)
+{
+    int64_t length = bdrv_getlength(bs);
+
+    if (length < 0) {
+        error_setg_errno(errp, -length, "cannot get the size of node '%s'",
+                         node_name);
+        return false;
+    }
+    if (length < size) {
+        error_setg(errp, "node '%s' is too small to be the store: it has "
+                   "%" PRId64 " bytes, the memory has %" PRIu64,
+                   node_name, length, size);
+        return false;
+    }
+    return true;
+}
+
+static bool store_attach(RwpStore *store, BlockDriverState *bs,
+                         AioContext *ctx, Error **errp)
+{
+    store->writer = blk_new(ctx, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE,
+                            BLK_PERM_CONSISTENT_READ);
+    if (blk_insert_bs(store->writer, bs, errp) < 0) {
+        return false;
+    }
+    store->reader = blk_new(ctx, BLK_PERM_CONSISTENT_READ, BLK_PERM_ALL);
+    if (blk_insert_bs(store->reader, bs, errp) < 0) {
+        return false;
+    }
+    return true;
+}
+
+RwpStore *rwp_store_open(const char *node_name, uint64_t size,
+                         AioContext *ctx, void (*removed)(void *opaque),
+                         void *opaque, Error **errp)
+{
+    ERRP_GUARD();
+    BlockDriverState *bs;
+    RwpStore *store;
+
+    GLOBAL_STATE_CODE();
+
+    bs = bdrv_find_node(node_name);
+    if (!bs) {
+        error_setg(errp, "there is no block node '%s' to be the store",
+                   node_name);
+        error_append_hint(errp, "Add it with blockdev-add or -blockdev.\n");
+        return NULL;
+    }
+    if (bdrv_is_read_only(bs)) {
+        error_setg(errp, "node '%s' cannot be the store: it is read-only",
+                   node_name);
+        return NULL;
+    }
+    if (!store_check_size(bs, node_name, size, errp)) {
+        return NULL;
+    }
+
+    store = g_new0(RwpStore, 1);
+    store->node_name = g_strdup(node_name);
+    store->removed = removed;
+    store->opaque = opaque;
+    if (!store_attach(store, bs, ctx, errp)) {
+        error_prepend(errp, "node '%s' cannot be the store: ", node_name);
+        rwp_store_close(store);
+        return NULL;
+    }
+    blk_set_disable_request_queuing(store->reader, true);
+    blk_set_force_allow_inactivate(store->writer);
+    blk_set_dev_ops(store->writer, &store_dev_ops, store);
+    store->remove_notifier.notify = store_removed;
+    blk_add_remove_bs_notifier(store->reader, &store->remove_notifier);
+    return store;
+}
+
+void rwp_store_close(RwpStore *store)
+{
+    GLOBAL_STATE_CODE();
+
+    if (!store) {
+        return;
+    }
+    if (store->remove_notifier.notify) {
+        notifier_remove(&store->remove_notifier);
+        blk_set_dev_ops(store->writer, NULL, NULL);
+    }
+    blk_unref(store->reader);
+    if (store->writer && blk_bs(store->writer)) {
+        /* The node survives us, and the thread that was its home does not */
+        blk_set_aio_context(store->writer, qemu_get_aio_context(), NULL);
+    }
+    blk_unref(store->writer);
+    g_free(store->node_name);
+    g_free(store);
+}
+
+const char *rwp_store_node_name(RwpStore *store)
+{
+    return store->node_name;
+}
+
+int coroutine_fn rwp_store_read(RwpStore *store, uint64_t offset,
+                                uint64_t bytes, void *buf)
+{
+    int ret = blk_co_pread(store->reader, offset, bytes, buf, 0);
+
+    return MIN(ret, 0);
+}
+
+int coroutine_fn rwp_store_write(RwpStore *store, uint64_t offset,
+                                 uint64_t bytes, const void *buf)
+{
+    int ret = blk_co_pwrite(store->writer, offset, bytes, buf, 0);
+
+    return MIN(ret, 0);
+}
+
+bool rwp_store_drained(RwpStore *store)
+{
+    return qatomic_read(&store->drained) > 0;
+}

@@ -1,0 +1,62 @@
+/*
+ * The store: page ranges to and from a block node
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Offsets in the store are offsets in the guest's memory, so there is
+ * nothing to allocate or to look up.  The node is at least as large as the
+ * memory and is used for nothing else.
+ *
+ * Reads are never held up by a drained section: a thread that waits for a
+ * page may be the one that the end of the section waits for.  Writes are;
+ * nobody waits for them.  So there are two BlockBackends on the node.
+ *
+ * Context: opening and closing in the main loop with the BQL, everything
+ * else in coroutines of any thread.
+ */
+#ifndef RWP_STORE_H
+#define RWP_STORE_H
+
+#include "block/block-common.h"
+
+typedef struct RwpStore RwpStore;
+
+/**
+ * rwp_store_open: use the node @node_name as a store for @size bytes.
+ *
+ * @ctx: home of the node from now on; where timers of its drivers run
+ * @removed: called in the main loop when the node is taken away, which
+ *     only happens when QEMU terminates; from then on every access fails
+ */
+RwpStore *rwp_store_open(const char *node_name, uint64_t size,
+                         AioContext *ctx, void (*removed)(void *opaque),
+                         void *opaque, Error **errp);
+
+/** rwp_store_close: let go of the node.  @store may be NULL. */
+void rwp_store_close(RwpStore *store);
+
+/** rwp_store_node_name: name of the node. */
+const char *rwp_store_node_name(RwpStore *store);
+
+/**
+ * rwp_store_read: read @bytes at @offset into @buf.  Returns 0 or -errno.
+ */
+int coroutine_fn rwp_store_read(RwpStore *store, uint64_t offset,
+                                uint64_t bytes, void *buf);
+
+/**
+ * rwp_store_write: write @bytes at @offset from @buf.  Returns 0 or -errno.
+ *
+ * @buf may change meanwhile; what is stored then is undefined.
+ */
+int coroutine_fn rwp_store_write(RwpStore *store, uint64_t offset,
+                                 uint64_t bytes, const void *buf);
+
+/**
+ * rwp_store_drained: whether somebody wants the node to be quiet.
+ *
+ * For a reader that is not serving faults.
+ */
+bool rwp_store_drained(RwpStore *store);
+
+#endif

@@ -1,0 +1,1 @@
+#include "trace/trace-system_rwp.h"

@@ -1,0 +1,116 @@
+/*
+ * Tracker for kernels with userfaultfd read-write protection
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Arming protects resident pages against any access.  Normally the kernel
+ * lifts the protection of a page by itself when it is accessed
+ * (RWP_ASYNC), and a scan asks which protections are gone.  A hold turns
+ * that off for the whole userfaultfd, so that each access to an armed page
+ * sends a message.
+ *
+ * Pages of a memfd that are not mapped carry no protection.  They are
+ * registered for minor faults too, from the first eviction in their chunk
+ * on; without that, such a page could be mapped and written between the
+ * scan of a hold and the removal of the page.
+ *
+ * Needs Linux 7.3, or Linux 6.12 with linux-rwp.
+ */
+
+#include "qemu/osdep.h"
+#include "uapi.h"
+#include "tracker.h"
+
+static uint64_t rwp_modes(RwpMemory *mem)
+{
+    return UFFDIO_REGISTER_MODE_RWP;
+}
+
+static int rwp_trap(RwpMemory *mem, uint64_t chunk)
+{
+    uint64_t modes = UFFDIO_REGISTER_MODE_RWP | UFFDIO_REGISTER_MODE_MISSING;
+
+    if (mem->fd >= 0) {
+        modes |= UFFDIO_REGISTER_MODE_MINOR;
+    }
+    return mem->chunk_modes[chunk] == modes ? 0 :
+           rwp_memory_register(mem, chunk, modes);
+}
+
+static int rwp_protect(RwpMemory *mem, uint64_t first, uint64_t count,
+                       uint64_t mode)
+{
+    struct rwp_uffdio_rwprotect arg = {
+        .start = rwp_memory_host(mem, first),
+        .len = count * mem->page_size,
+        .mode = mode,
+    };
+    int ret;
+
+    do {
+        ret = ioctl(mem->uffd, RWP_UFFDIO_RWPROTECT, &arg) < 0 ? -errno : 0;
+    } while (ret == -EAGAIN);
+    return ret;
+}
+
+static int rwp_arm(RwpMemory *mem, uint64_t first, uint64_t count)
+{
+    return rwp_protect(mem, first, count, UFFDIO_RWPROTECT_MODE_RWP);
+}
+
+static int rwp_scan(RwpMemory *mem, uint64_t first, uint64_t count,
+                    RwpRunFunc *fn, void *opaque)
+{
+    return rwp_memory_scan(mem, first, count, RWP_PAGE_IS_ACCESSED,
+                           fn, opaque);
+}
+
+static int rwp_set_mode(RwpMemory *mem, uint64_t enable, uint64_t disable)
+{
+    struct rwp_uffdio_set_mode arg = { .enable = enable, .disable = disable };
+
+    return ioctl(mem->uffd, RWP_UFFDIO_SET_MODE, &arg) < 0 ? -errno : 0;
+}
+
+static int rwp_hold(RwpMemory *mem, uint64_t chunk)
+{
+    return rwp_set_mode(mem, 0, UFFD_FEATURE_RWP_ASYNC);
+}
+
+static int rwp_release(RwpMemory *mem, uint64_t chunk)
+{
+    return rwp_set_mode(mem, UFFD_FEATURE_RWP_ASYNC, 0);
+}
+
+static int rwp_admit(RwpMemory *mem, uint64_t page)
+{
+    struct uffdio_continue cont = {
+        .range.start = rwp_memory_host(mem, page),
+        .range.len = mem->page_size,
+    };
+    int ret;
+
+    /* Lifts the protection of a mapped page, and wakes in any case */
+    ret = rwp_protect(mem, page, 1, 0);
+    if (ret < 0 || mem->fd < 0) {
+        return ret;
+    }
+    do {
+        ret = ioctl(mem->uffd, UFFDIO_CONTINUE, &cont) < 0 ? -errno : 0;
+    } while (ret == -EAGAIN);
+    return ret == -EEXIST ? 0 : ret == -EFAULT ? -ENOENT : ret;
+}
+
+const RwpTrackerOps rwp_tracker_rwp = {
+    .type = RWP_TRACKER_TYPE_RWP,
+    .features = UFFD_FEATURE_RWP | UFFD_FEATURE_RWP_ASYNC |
+                UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS |
+                UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_MINOR_HUGETLBFS,
+    .modes = rwp_modes,
+    .trap = rwp_trap,
+    .arm = rwp_arm,
+    .scan = rwp_scan,
+    .hold = rwp_hold,
+    .release = rwp_release,
+    .admit = rwp_admit,
+};
