@@ -37,7 +37,7 @@ static const char *const legal_moves[RWP_PAGE__MAX] = {
     [RWP_PAGE_ZERO] = "F",
     [RWP_PAGE_FETCHING] = "LEZ",
 };
-#define NB_LEGAL 16
+#define NB_LEGAL 17
 
 static bool is_legal(RwpPage from, RwpPage to)
 {
