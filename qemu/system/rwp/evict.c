@@ -23,6 +23,9 @@
  *
  * If the original is moved aside (pager move), the move is the commit.
  *
+ * Memory that is mapped for DMA is neither staged nor removed: the host
+ * kernel could write to it without being seen by any of this.
+ *
  * All that does not wait for the store happens in one stretch without a
  * yield, and so cannot be interleaved with a cycle of the scanner or with
  * another batch, which run in the same thread.
@@ -235,10 +238,11 @@ static int stage(RwpJob *job, RwpBatch *batch)
 {
     RwpState *s = job->s;
     RwpMemory *mem = s->mem;
+    uint64_t chunk = batch->first / mem->chunk_pages;
     Take take = { .s = s, .batch = batch };
     int ret;
 
-    ret = mem->tracker->trap(mem, batch->first / mem->chunk_pages);
+    ret = mem->tracker->trap(mem, chunk);
     if (ret < 0) {
         return ret;
     }
@@ -246,6 +250,11 @@ static int stage(RwpJob *job, RwpBatch *batch)
                                !rwp_scanner_running(s->scanner));
     if (ret < 0) {
         return ret;
+    }
+    if (rwp_guard_pinned(s, chunk)) {
+        stat64_add(&s->stats.evict_busy,
+                   bitmap_count_one(batch->wanted, batch->count));
+        bitmap_zero(batch->wanted, batch->count);
     }
     claim(s, batch, mem->pager->stays ? RWP_PAGE_STAGED : RWP_PAGE_LEAVING);
     rwp_batch_add(&s->batches, batch);
@@ -334,6 +343,7 @@ static void remove_run(void *opaque, uint64_t first, uint64_t count)
 static int remove_untouched(RwpState *s, RwpBatch *batch)
 {
     Remove remove = { .s = s, .batch = batch };
+    bool pinned = rwp_guard_pinned(s, batch->first / s->mem->chunk_pages);
     int ret = 0;
 
     if (!rwp_inject(RWP_INJECT_SKIP_RESCAN)) {
@@ -345,8 +355,9 @@ static int remove_untouched(RwpState *s, RwpBatch *batch)
          i = find_next_bit(batch->wanted, batch->count, i + 1)) {
         uint64_t page = batch->first + i;
 
-        if (ret < 0) {
-            rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, RWP_PAGE_LIVE);
+        if ((ret < 0 || pinned) &&
+            rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, RWP_PAGE_LIVE)) {
+            stat64_add(&s->stats.evict_busy, 1);
         }
         if (!rwp_pages_move(s->pages, page, RWP_PAGE_STAGED,
                             RWP_PAGE_LEAVING)) {

@@ -8,8 +8,13 @@
  *   VFIO, vDPA, blkio, nvme, SEV,  they disable discarding of memory,
  *   RDMA                           which we require here
  *
- * The discard hook is called from any thread, with any lock held.  It
- * changes states and ages and never waits.
+ * The hooks of the RAMBlock are called from any thread, with any lock held.
+ * They change states, ages and counters, and never wait.
+ *
+ * Works, because it is counted: DMA of devices.  A mapping is counted in
+ * each chunk that it reaches into, not in each page: mappings are short,
+ * and one counter for 16384 pages costs nothing.  Where a device gives back
+ * less than it mapped, a chunk can stay pinned, which is safe.
  */
 
 #include "qemu/osdep.h"
@@ -81,8 +86,47 @@ static void guard_discard(void *opaque, uint64_t offset, uint64_t length)
     }
 }
 
+static void guard_pin(void *opaque, uint64_t offset, uint64_t length)
+{
+    RwpState *s = opaque;
+    uint64_t chunk_bytes = rwp_state_page_bytes(s, s->mem->chunk_pages);
+
+    for (uint64_t chunk = offset / chunk_bytes;
+         chunk <= (offset + MAX(length, 1) - 1) / chunk_bytes; chunk++) {
+        qatomic_inc(&s->pins[chunk]);
+    }
+}
+
+static void guard_unpin(void *opaque, uint64_t offset, uint64_t length)
+{
+    RwpState *s = opaque;
+    uint64_t chunk_bytes = rwp_state_page_bytes(s, s->mem->chunk_pages);
+
+    for (uint64_t chunk = offset / chunk_bytes;
+         chunk <= (offset + MAX(length, 1) - 1) / chunk_bytes; chunk++) {
+        unsigned pins = qatomic_read(&s->pins[chunk]);
+
+        /* A device may give back what it did not map */
+        while (pins) {
+            unsigned old = qatomic_cmpxchg(&s->pins[chunk], pins, pins - 1);
+
+            if (old == pins) {
+                break;
+            }
+            pins = old;
+        }
+    }
+}
+
+bool rwp_guard_pinned(RwpState *s, uint64_t chunk)
+{
+    return qatomic_read(&s->pins[chunk]) > 0;
+}
+
 static const RAMBlockPager guard_pager = {
     .discard = guard_discard,
+    .pin = guard_pin,
+    .unpin = guard_unpin,
 };
 
 void rwp_guard_hook(RwpState *s)

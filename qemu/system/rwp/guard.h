@@ -25,6 +25,16 @@ bool rwp_guard_enter(RwpState *s, Error **errp);
 /** rwp_guard_leave: undo rwp_guard_enter(), if entered. */
 void rwp_guard_leave(RwpState *s);
 
+/**
+ * rwp_guard_pinned: whether a part of @chunk is mapped for DMA.
+ *
+ * The host kernel may then write there without a fault: what is copied
+ * now, or removed now, may be changed afterwards unnoticed.  A mapping that
+ * is made later does no harm, because its first access faults.
+ * Context: any thread.
+ */
+bool rwp_guard_pinned(RwpState *s, uint64_t chunk);
+
 /** rwp_guard_hook, rwp_guard_unhook: learn of discards of the block. */
 void rwp_guard_hook(RwpState *s);
 void rwp_guard_unhook(RwpState *s);

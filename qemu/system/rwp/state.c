@@ -309,6 +309,7 @@ RwpState *rwp_state_new(RAMBlock *rb, const RwpConfig *config, Error **errp)
     if (!s->pages) {
         goto fail_ages;
     }
+    s->pins = g_new0(unsigned, rwp_memory_nb_chunks(s->mem));
     s->id = g_strdup(config->id);
     s->default_interval = config->interval;
     s->readahead = config->readahead;
@@ -359,6 +360,7 @@ void rwp_state_free(RwpState *s)
     rwp_batch_list_destroy(&s->batches);
     rwp_pages_free(s->pages);
     rwp_ages_free(s->ages);
+    g_free(s->pins);
     g_free(s->own_store);
     g_free(s->id);
     g_free(s);

@@ -97,6 +97,12 @@ struct RwpState {
     RwpBatchList batches;
     RwpStats stats;
 
+    /*
+     * Mappings for DMA that reach into each chunk; atomic.  See
+     * rwp_guard_pinned().
+     */
+    unsigned *pins;
+
     QLIST_ENTRY(RwpState) next; /* see registry.h */
 };
 

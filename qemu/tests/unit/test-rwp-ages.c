@@ -10,6 +10,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/atomic.h"
+#include "qemu/cutils.h"
 #include "qemu/thread.h"
 #include "qapi/error.h"
 #include "system/rwp/ages.h"
@@ -29,8 +30,11 @@ typedef struct Fixture {
 static uint32_t test_seed(void)
 {
     const char *text = g_getenv("RWP_TEST_SEED");
-    uint32_t seed = text ? strtoul(text, NULL, 0) : g_random_int();
+    unsigned seed = g_random_int();
 
+    if (text) {
+        g_assert_cmpint(qemu_strtoui(text, NULL, 0, &seed), ==, 0);
+    }
     g_test_message("RWP_TEST_SEED=%u", seed);
     return seed;
 }
@@ -498,6 +502,10 @@ static void test_large(void)
                    large_time, small_time);
     g_assert_cmpint(large_time, <, small_time);
 
+    /* It is as quick again when everything was forgotten */
+    rwp_ages_forget(small, 0, nb_small);
+    g_assert_cmpint(time_search(small, nb_small), <, small_time / 8);
+
     /* A reset gives memory back */
     before = resident_pages();
     rwp_ages_reset(small);
@@ -532,6 +540,7 @@ typedef struct Worker {
     Fixture part;       /* the ages of all, and the shadow of all */
     uint64_t first;
     uint64_t count;
+    unsigned *waiting;  /* number of threads not ready yet; atomic */
 } Worker;
 
 /* Changes of this thread's own pages, in blocks that it shares */
@@ -540,7 +549,12 @@ static void *change_own_pages(void *opaque)
     Worker *w = opaque;
     Fixture *f = &w->part;
 
-    for (int step = 0; step < 30000; step++) {
+    qatomic_dec(w->waiting);
+    while (qatomic_read(w->waiting)) {
+        sched_yield();
+    }
+
+    for (int step = 0; step < 300000; step++) {
         uint64_t first = w->first + g_rand_int_range(f->rand, 0, w->count);
         uint64_t end = w->first + w->count;
         uint64_t count = g_rand_int_range(f->rand, 0, MIN(end - first, 40));
@@ -567,6 +581,7 @@ static void test_threads(void)
 {
     Worker workers[NB_THREADS];
     QemuThread threads[NB_THREADS];
+    unsigned waiting = NB_THREADS;
     Fixture f;
 
     fixture_init(&f, BLOCK_PAGES + 4 * 100);
@@ -575,6 +590,7 @@ static void test_threads(void)
         workers[i].part.rand = g_rand_new_with_seed(g_rand_int(f.rand));
         workers[i].first = BLOCK_PAGES - 200 + i * 100;
         workers[i].count = 100;
+        workers[i].waiting = &waiting;
         qemu_thread_create(&threads[i], "ages", change_own_pages, &workers[i],
                            QEMU_THREAD_JOINABLE);
     }

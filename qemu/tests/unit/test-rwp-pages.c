@@ -11,6 +11,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/atomic.h"
+#include "qemu/cutils.h"
 #include "qemu/thread.h"
 #include "qapi/error.h"
 #include "system/rwp/pages.h"
@@ -52,8 +53,11 @@ static bool has_owner(RwpPage state)
 static uint32_t test_seed(void)
 {
     const char *text = g_getenv("RWP_TEST_SEED");
-    uint32_t seed = text ? strtoul(text, NULL, 0) : g_random_int();
+    unsigned seed = g_random_int();
 
+    if (text) {
+        g_assert_cmpint(qemu_strtoui(text, NULL, 0, &seed), ==, 0);
+    }
     g_test_message("RWP_TEST_SEED=%u", seed);
     return seed;
 }
@@ -594,12 +598,14 @@ typedef struct Arena {
     uint32_t owned[NB_SHARED];
     /* Whether it has one now; by the owner, who must be alone */
     uint32_t busy[NB_SHARED];
+    /* Of the threads that stage: one has begun, all have to end; atomic */
+    bool staging;
+    bool stop;
 } Arena;
 
 typedef struct Worker {
     Arena *arena;
     GRand *rand;
-    uint64_t own_page;          /* that no other thread moves */
     uint64_t owned;             /* result: sum over its pages */
 } Worker;
 
@@ -663,37 +669,53 @@ static void *evict_and_fetch(void *opaque)
     return NULL;
 }
 
+/* Stages the only shared page again and again, until told to stop */
+static void *stage(void *opaque)
+{
+    Worker *w = opaque;
+
+    qatomic_set(&w->arena->staging, true);
+    while (!qatomic_read(&w->arena->stop)) {
+        rwp_pages_move(w->arena->pages, 0, RWP_PAGE_LIVE, RWP_PAGE_STAGED);
+    }
+    return NULL;
+}
+
 /*
- * A page of this thread's own goes away and is discarded, in a chunk in
- * which the others bring back and discard what is away.  None of that may
- * make the chunk look as if this page was not away.
+ * A page of this thread's own goes away and is discarded, while it cancels
+ * what the other threads stage in the same chunk, in the moment they do.
+ * That must not make the chunk look as if nothing of it was away.
  */
-static void *discard_own_page(void *opaque)
+static void *cancel_and_discard(void *opaque)
 {
     Worker *w = opaque;
     RwpPages *pages = w->arena->pages;
-    uint64_t own = w->own_page;
-    uint64_t start, count;
+    uint64_t own = 1;
 
+    while (!qatomic_read(&w->arena->staging)) {
+        sched_yield();
+    }
     for (int step = 0; step < NB_STEPS; step++) {
-        uint64_t page = g_rand_int_range(w->rand, 0, w->arena->nb_shared);
+        uint64_t start, count;
 
         g_assert_true(rwp_pages_move(pages, own, RWP_PAGE_LIVE,
                                      RWP_PAGE_LEAVING));
         g_assert_true(rwp_pages_move(pages, own, RWP_PAGE_LEAVING,
                                      RWP_PAGE_EVICTED));
+
+        /* Each of these can be wrong only right after a cancel */
+        rwp_pages_move(pages, 0, RWP_PAGE_STAGED, RWP_PAGE_LIVE);
         g_assert_cmpuint(rwp_pages_chunk_away(pages, own), >, 0);
+        rwp_pages_move(pages, 0, RWP_PAGE_STAGED, RWP_PAGE_LIVE);
         g_assert_cmpuint(rwp_pages_away(pages), >, 0);
-        g_assert_cmpuint(rwp_pages_count(pages, RWP_PAGE_EVICTED), >, 0);
+        rwp_pages_move(pages, 0, RWP_PAGE_STAGED, RWP_PAGE_LIVE);
         g_assert_true(rwp_pages_next_run(pages, own, own + 1,
                                          RWP_PAGE_EVICTED, &start, &count));
-
-        rwp_pages_move(pages, page, RWP_PAGE_LIVE, RWP_PAGE_STAGED);
-        rwp_pages_move(pages, page, RWP_PAGE_STAGED, RWP_PAGE_LIVE);
-
+        rwp_pages_move(pages, 0, RWP_PAGE_STAGED, RWP_PAGE_LIVE);
         g_assert_cmpuint(rwp_pages_discard(pages, own, 1), ==, 1);
         g_assert_cmpint(rwp_pages_get(pages, own), ==, RWP_PAGE_LIVE);
     }
+    qatomic_set(&w->arena->stop, true);
     return NULL;
 }
 
@@ -713,9 +735,11 @@ static void check_arena(Arena *arena, uint64_t nb_pages)
     g_free(f.marked);
 }
 
-static void run_threads(void *(*body)(void *), uint64_t nb_shared)
+/* Runs @first_body in one thread and @body in the others */
+static void run_threads(void *(*first_body)(void *), void *(*body)(void *),
+                        uint64_t nb_shared)
 {
-    uint64_t nb_pages = 2 * CHUNK_PAGES + NB_THREADS;
+    uint64_t nb_pages = NB_SHARED;
     g_autofree Arena *arena = g_new0(Arena, 1);
     g_autoptr(GRand) rand = g_rand_new_with_seed(test_seed());
     Worker workers[NB_THREADS] = { 0 };
@@ -727,9 +751,8 @@ static void run_threads(void *(*body)(void *), uint64_t nb_shared)
     for (int i = 0; i < NB_THREADS; i++) {
         workers[i].arena = arena;
         workers[i].rand = g_rand_new_with_seed(g_rand_int(rand));
-        workers[i].own_page = nb_shared + i;
-        qemu_thread_create(&threads[i], "pages", body, &workers[i],
-                           QEMU_THREAD_JOINABLE);
+        qemu_thread_create(&threads[i], "pages", i ? body : first_body,
+                           &workers[i], QEMU_THREAD_JOINABLE);
     }
     for (int i = 0; i < NB_THREADS; i++) {
         qemu_thread_join(&threads[i]);
@@ -747,13 +770,13 @@ static void run_threads(void *(*body)(void *), uint64_t nb_shared)
 static void test_threads_owner(void)
 {
     /* Few pages, so that threads meet, then many */
-    run_threads(evict_and_fetch, 3);
-    run_threads(evict_and_fetch, NB_SHARED);
+    run_threads(evict_and_fetch, evict_and_fetch, 3);
+    run_threads(evict_and_fetch, evict_and_fetch, NB_SHARED);
 }
 
-static void test_threads_own_page(void)
+static void test_threads_discard(void)
 {
-    run_threads(discard_own_page, 2);
+    run_threads(cancel_and_discard, stage, 1);
 }
 
 int main(int argc, char **argv)
@@ -768,6 +791,6 @@ int main(int argc, char **argv)
     g_test_add_func("/rwp/pages/large", test_large);
     g_test_add_func("/rwp/pages/too-large", test_too_large);
     g_test_add_func("/rwp/pages/threads/owner", test_threads_owner);
-    g_test_add_func("/rwp/pages/threads/own-page", test_threads_own_page);
+    g_test_add_func("/rwp/pages/threads/discard", test_threads_discard);
     return g_test_run();
 }
