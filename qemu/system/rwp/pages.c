@@ -29,7 +29,7 @@
  * is taken at several moments and can miss a page that changes state
  * meanwhile.
  *
- * Cost: a change of one page is a compare-and-swap and two to four atomic
+ * Cost: a change of one page is a compare-and-swap and two or three atomic
  * additions.  Walks read one byte a page, except for chunks that they
  * step over.
  *

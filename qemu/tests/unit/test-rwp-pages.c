@@ -695,7 +695,7 @@ static void *cancel_and_discard(void *opaque)
     while (!qatomic_read(&w->arena->staging)) {
         sched_yield();
     }
-    for (int step = 0; step < NB_STEPS; step++) {
+    for (int step = 0; step < 5 * NB_STEPS; step++) {
         uint64_t start, count;
 
         g_assert_true(rwp_pages_move(pages, own, RWP_PAGE_LIVE,
