@@ -11,6 +11,10 @@
  * to exactly one listed batch.  The evictor unlists a batch only when none
  * of its pages is in one of these states.
  *
+ * Listed batches do not overlap.  If they did, a page that was cancelled in
+ * one batch and staged anew in the other would look as if it still belonged
+ * to the first, whose copy of it is old.
+ *
  * Locking: the list has a mutex that is held for a few instructions.  The
  * contents of a batch belong to the evictor, except that the fault service
  * reads the part of the buffer that belongs to a page it took over.
@@ -61,6 +65,22 @@ static inline void rwp_batch_remove(RwpBatchList *list, RwpBatch *batch)
 {
     QEMU_LOCK_GUARD(&list->lock);
     QTAILQ_REMOVE(&list->batches, batch, next);
+}
+
+/** rwp_batch_overlaps: whether a listed batch reaches into these pages. */
+static inline bool rwp_batch_overlaps(RwpBatchList *list, uint64_t first,
+                                      uint64_t count)
+{
+    RwpBatch *batch;
+
+    QEMU_LOCK_GUARD(&list->lock);
+    QTAILQ_FOREACH(batch, &list->batches, next) {
+        if (first < batch->first + batch->count &&
+            batch->first < first + count) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /**

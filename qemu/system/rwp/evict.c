@@ -285,7 +285,7 @@ static int coroutine_fn write_batch(RwpJob *job, RwpBatch *batch)
 
         trace_rwp_evict_write(s->id, offset, bytes, ret);
         if (ret < 0) {
-            job->error_offset = offset;
+            rwp_job_failed_at(job, offset);
             rwp_event_store_error(s->id, rwp_store_node_name(s->store),
                                   RWP_OPERATION_EVICT, offset, bytes, ret);
             return ret;
@@ -501,6 +501,9 @@ static int coroutine_fn evict_window(RwpJob *job, uint64_t first,
     int ret = 0;
 
     aio_task_pool_wait_slot(job->pool);
+    while (rwp_batch_overlaps(&s->batches, first, count)) {
+        aio_task_pool_wait_one(job->pool);
+    }
     batch = batch_get(job, errp);
     if (!batch) {
         return -ENOMEM;
@@ -611,7 +614,8 @@ static int coroutine_fn evict_by_age(RwpJob *job, Error **errp)
                           &budget, errp);
     }
     if (ret == 0) {
-        ret = evict_range(job, &job->ranges[0], threshold, threshold,
+        /* Not only of that age: pages have got older meanwhile */
+        ret = evict_range(job, &job->ranges[0], threshold, RWP_AGE_MAX,
                           &budget, errp);
     }
     return ret;

@@ -59,7 +59,7 @@ static int coroutine_fn fetch_task(AioTask *task)
     trace_rwp_fetch_read(s->id, offset, bytes, ret);
     if (ret < 0) {
         stat64_add(&s->stats.fetch_errors, 1);
-        job->error_offset = offset;
+        rwp_job_failed_at(job, offset);
         finish_run(s, t->first, t->count, RWP_PAGE_EVICTED);
         return ret;
     }

@@ -108,6 +108,14 @@ void rwp_job_clean(Job *common)
     object_unref(job->owner);
 }
 
+void rwp_job_failed_at(RwpJob *job, uint64_t offset)
+{
+    if (!job->failed) {
+        job->failed = true;
+        job->error_offset = offset;
+    }
+}
+
 bool coroutine_fn rwp_job_may_go_on(RwpJob *job, uint64_t pages)
 {
     int64_t delay;

@@ -41,6 +41,7 @@ typedef struct RwpJob {
     /* Work thread only */
     AioTaskPool *pool;
     GPtrArray *batches;         /* idle ones */
+    bool failed;
     uint64_t error_offset;      /* of the first failed access */
 } RwpJob;
 
@@ -55,6 +56,9 @@ RwpJob *rwp_job_create(RwpState *s, const JobDriver *driver,
 /** rwp_job_free, rwp_job_clean: callbacks for the driver. */
 void rwp_job_free(Job *job);
 void rwp_job_clean(Job *job);
+
+/** rwp_job_failed_at: the store could not be accessed at @offset. */
+void rwp_job_failed_at(RwpJob *job, uint64_t offset);
 
 /**
  * rwp_job_may_go_on: pause if asked to, and wait until @pages more may be

@@ -48,11 +48,6 @@ static bool check_options(RwpState *s, const RwpMapOptions *options,
                    RWP_MAP_MAX_RUNS);
         return false;
     }
-    if (options->min_age != RWP_AGE_NONE && options->min_age > RWP_AGE_MAX) {
-        error_setg(errp, "Parameter 'min-age' must be from 0 to %d",
-                   RWP_AGE_MAX);
-        return false;
-    }
     return true;
 }
 

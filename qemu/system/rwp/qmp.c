@@ -335,6 +335,11 @@ RwpMap *qmp_query_rwp_map(const char *id, bool has_offset, uint64_t offset,
     if (!s) {
         return NULL;
     }
+    if (has_min_age && min_age > RWP_AGE_MAX) {
+        error_setg(errp, "Parameter 'min-age' must be from 0 to %d",
+                   RWP_AGE_MAX);
+        return NULL;
+    }
     options.length = has_length ? length : s->mem->size -
                                            MIN(options.offset, s->mem->size);
     options.granularity = has_granularity ? granularity : s->mem->page_size;

@@ -85,9 +85,11 @@ bool rwp_select(RwpTracker *tracker, RwpBacking *backing, bool share,
                    "anonymous memory");
         return false;
     }
-    if (*backing == RWP_BACKING_MEMFD && *tracker == RWP_TRACKER_NONE) {
-        error_setg(errp, "tracker=none needs backing=anonymous, pages of a "
-                   "memfd cannot be evicted without a tracker");
+    if (*tracker == RWP_TRACKER_NONE &&
+        (memfd_only || *backing == RWP_BACKING_MEMFD)) {
+        error_setg(errp, "tracker=none needs anonymous memory, pages of a "
+                   "memfd (backing=memfd, share=on, hugetlb=on) cannot be "
+                   "evicted without a tracker");
         return false;
     }
 
@@ -188,7 +190,7 @@ static void store_removed(void *opaque)
 bool rwp_state_set_store(RwpState *s, const char *node_name, bool own,
                          Error **errp)
 {
-    RwpStore *store;
+    RwpStore *store, *old_store;
 
     GLOBAL_STATE_CODE();
 
@@ -212,9 +214,10 @@ bool rwp_state_set_store(RwpState *s, const char *node_name, bool own,
     if (!store) {
         return false;
     }
-    rwp_store_close(s->store);
+    old_store = s->store;
     s->store = store;
     s->store_is_own = own;
+    rwp_store_close(old_store);
     return true;
 }
 
@@ -244,8 +247,8 @@ void rwp_state_settle(RwpState *s)
     }
     rwp_guard_leave(s);
     if (s->store && !s->store_is_own) {
-        rwp_store_close(s->store);
-        s->store = NULL;
+        /* Closing can run bottom halves, and so come here again */
+        rwp_store_close(g_steal_pointer(&s->store));
     }
     if (s->active && !rwp_scanner_running(s->scanner)) {
         rwp_memory_unregister_all(s->mem);

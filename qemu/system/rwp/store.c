@@ -82,9 +82,12 @@ static bool store_check_size(BlockDriverState *bs, const char *node_name,
 static bool store_attach(RwpStore *store, BlockDriverState *bs,
                          AioContext *ctx, Error **errp)
 {
-    store->writer = blk_new(ctx, BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE,
+    /* First where the node is now, to learn who else uses it */
+    store->writer = blk_new(bdrv_get_aio_context(bs),
+                            BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE,
                             BLK_PERM_CONSISTENT_READ);
-    if (blk_insert_bs(store->writer, bs, errp) < 0) {
+    if (blk_insert_bs(store->writer, bs, errp) < 0 ||
+        blk_set_aio_context(store->writer, ctx, errp) < 0) {
         return false;
     }
     store->reader = blk_new(ctx, BLK_PERM_CONSISTENT_READ, BLK_PERM_ALL);

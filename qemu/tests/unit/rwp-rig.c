@@ -1,0 +1,275 @@
+/*
+ * A memory-backend-rwp on fakes, for tests of its jobs and faults
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See rwp-rig.h.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/cutils.h"
+#include "qemu/main-loop.h"
+#include "qapi/error.h"
+#include "block/block.h"
+#include "qom/object.h"
+#include "rwp-rig.h"
+
+#define OWNER_TYPE "container"
+#define MEMORY_BYTES ((uint64_t)FAKE_NB_PAGES * FAKE_PAGE_SIZE)
+
+static const RigKind kinds[] = {
+    { "punch", RWP_TRACKER_ZAP, RWP_BACKING_MEMFD },
+    { "move", RWP_TRACKER_RWP, RWP_BACKING_ANONYMOUS },
+};
+
+static uint64_t speed;
+
+static uint32_t test_seed(void)
+{
+    const char *text = g_getenv("RWP_TEST_SEED");
+    unsigned seed = g_random_int();
+
+    if (text) {
+        g_assert_cmpint(qemu_strtoui(text, NULL, 0, &seed), ==, 0);
+    }
+    g_test_message("RWP_TEST_SEED=%u", seed);
+    return seed;
+}
+
+Rig *rig_new(const RigKind *kind, uint64_t readahead)
+{
+    RwpConfig config = {
+        .id = "mem0",
+        .tracker = kind->tracker,
+        .backing = kind->backing,
+        .interval = 1000,
+        .readahead = readahead * FAKE_PAGE_SIZE,
+        .store = RIG_NODE,
+    };
+    Rig *rig = g_new0(Rig, 1);
+
+    rig->kind = kind;
+    rig->rand = g_rand_new_with_seed(test_seed());
+    rig->owner = object_new(OWNER_TYPE);
+    rig->mr.owner = rig->owner;
+    rig->rb.mr = &rig->mr;
+    rig->rb.fd = -1;
+    rig->rb.page_size = FAKE_PAGE_SIZE;
+    rig->rb.max_length = MEMORY_BYTES;
+    rig->rb.host = mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    g_assert(rig->rb.host != MAP_FAILED);
+    memset(&fake_system, 0, sizeof(fake_system));
+    fake_reset();
+    speed = 0;
+    rig->bs = fake_store_new(RIG_NODE, MEMORY_BYTES);
+    rig->s = rwp_state_new(&rig->rb, &config, &error_abort);
+    return rig;
+}
+
+void rig_free(Rig *rig)
+{
+    fake_reset();
+    g_assert(!rwp_state_busy(rig->s));
+    RIG_WAIT(fake_idle());
+    rwp_state_free(rig->s);
+    g_assert(!rig->rb.pager);
+    g_assert_cmpint(fake_system.blockers, ==, 0);
+    g_assert_cmpint(fake_system.discards_required, ==, 0);
+    g_assert_cmpuint(rig->owner->ref, ==, 1);
+    object_unref(rig->owner);
+    bdrv_unref(rig->bs);
+    munmap(rig->rb.host, MEMORY_BYTES);
+    g_rand_free(rig->rand);
+    g_free(rig);
+}
+
+void rig_fill(uint64_t first, uint64_t count)
+{
+    for (uint64_t page = first; page < first + count; page++) {
+        fake_write(page, rig_value(page));
+    }
+}
+
+void rig_check(uint64_t first, uint64_t count)
+{
+    for (uint64_t page = first; page < first + count; page++) {
+        g_assert_cmphex(fake_read(page), ==, rig_value(page));
+    }
+}
+
+uint64_t rig_count(Rig *rig, RwpPage state)
+{
+    return rwp_pages_count(rig->s->pages, state);
+}
+
+void rig_expect(Rig *rig, uint64_t first, uint64_t count, RwpPage state)
+{
+    for (uint64_t page = first; page < first + count; page++) {
+        g_assert_cmpint(rwp_pages_get(rig->s->pages, page), ==, state);
+    }
+}
+
+void rig_discard(Rig *rig, uint64_t first, uint64_t count)
+{
+    rig->rb.pager->discard(rig->rb.pager_opaque, first * FAKE_PAGE_SIZE,
+                           count * FAKE_PAGE_SIZE);
+    fake_drop(first, count);
+}
+
+void rig_add_range(Rig *rig, uint64_t first, uint64_t count)
+{
+    RwpRangeList **tail = &rig->ranges;
+    RwpRange *range = g_new0(RwpRange, 1);
+
+    range->offset = first * FAKE_PAGE_SIZE;
+    range->length = count * FAKE_PAGE_SIZE;
+    while (*tail) {
+        tail = &(*tail)->next;
+    }
+    QAPI_LIST_APPEND(tail, range);
+}
+
+static Job *start_job(Rig *rig, RwpEvictOptions *options,
+                      bool (*start)(RwpState *s, const RwpEvictOptions *o,
+                                    Error **errp))
+{
+    Job *job;
+
+    options->job_id = "job0";
+    options->job_flags = JOB_MANUAL_DISMISS;
+    options->speed = speed;
+    start(rig->s, options, &error_abort);
+    job = rig->s->job;
+    g_assert(job);
+    return job;
+}
+
+Job *rig_evict(Rig *rig)
+{
+    RwpEvictOptions options = { .ranges = rig->ranges };
+    Job *job;
+
+    g_assert(rwp_ranges_check(rig->s, rig->ranges, &error_abort));
+    rwp_state_need_store(rig->s, NULL, &error_abort);
+    job = start_job(rig, &options, rwp_evict_start);
+    qapi_free_RwpRangeList(g_steal_pointer(&rig->ranges));
+    return job;
+}
+
+Job *rig_fetch(Rig *rig)
+{
+    RwpEvictOptions options = { .ranges = rig->ranges };
+    Job *job = start_job(rig, &options, rwp_fetch_start);
+
+    qapi_free_RwpRangeList(g_steal_pointer(&rig->ranges));
+    return job;
+}
+
+Job *rig_evict_by_age(Rig *rig, uint8_t min_age, uint64_t pages)
+{
+    RwpEvictOptions options = {
+        .min_age = min_age,
+        .bytes = pages > UINT64_MAX / FAKE_PAGE_SIZE ? UINT64_MAX :
+                 pages * FAKE_PAGE_SIZE,
+    };
+
+    rwp_state_need_store(rig->s, NULL, &error_abort);
+    return start_job(rig, &options, rwp_evict_start);
+}
+
+void rig_set_speed(uint64_t new_speed)
+{
+    speed = new_speed;
+}
+
+static JobStatus job_status(Job *job)
+{
+    JOB_LOCK_GUARD();
+    return job->status;
+}
+
+int rig_wait(Job *job)
+{
+    int ret;
+
+    RIG_WAIT(job_status(job) == JOB_STATUS_CONCLUDED);
+    JOB_LOCK_GUARD();
+    ret = job->ret;
+    g_assert(!job->err == (ret == 0 || job_is_cancelled_locked(job)));
+    job_dismiss_locked(&job, &error_abort);
+    return ret;
+}
+
+void rig_cancel(Job *job)
+{
+    JOB_LOCK_GUARD();
+    job_user_cancel_locked(job, true, &error_abort);
+}
+
+void rig_pause(Job *job)
+{
+    JOB_LOCK_GUARD();
+    job_user_pause_locked(job, &error_abort);
+}
+
+void rig_resume(Job *job)
+{
+    JOB_LOCK_GUARD();
+    job_user_resume_locked(job, &error_abort);
+}
+
+void rig_evict_now(Rig *rig, uint64_t first, uint64_t count)
+{
+    rig_add_range(rig, first, count);
+    g_assert_cmpint(rig_wait(rig_evict(rig)), ==, 0);
+}
+
+void rig_fetch_now(Rig *rig, uint64_t first, uint64_t count)
+{
+    rig_add_range(rig, first, count);
+    g_assert_cmpint(rig_wait(rig_fetch(rig)), ==, 0);
+}
+
+typedef struct RigTest {
+    const RigKind *kind;
+    void (*test)(const RigKind *kind);
+} RigTest;
+
+static void run_test(gconstpointer data)
+{
+    const RigTest *test = data;
+
+    test->test(test->kind);
+}
+
+void rig_add(const char *name, void (*test)(const RigKind *kind))
+{
+    for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
+        g_autofree char *path = g_strdup_printf("/rwp/%s/%s", kinds[i].name,
+                                                name);
+        RigTest *t = g_new0(RigTest, 1);
+
+        t->kind = &kinds[i];
+        t->test = test;
+        g_test_add_data_func_full(path, t, run_test, g_free);
+    }
+}
+
+static const TypeInfo owner_info = {
+    .name = OWNER_TYPE,
+    .parent = TYPE_OBJECT,
+};
+
+int rig_main(int argc, char **argv, void (*add)(void))
+{
+    bdrv_init();
+    qemu_init_main_loop(&error_abort);
+    module_call_init(MODULE_INIT_QOM);
+    if (!object_class_by_name(OWNER_TYPE)) {
+        type_register_static(&owner_info);
+    }
+    g_test_init(&argc, &argv, NULL);
+    add();
+    return g_test_run();
+}
