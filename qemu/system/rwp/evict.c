@@ -47,7 +47,7 @@
 #include "store.h"
 #include "trace.h"
 
-/* How long to wait for the fault service to be done with a page */
+/* How long to wait before looking at a page again */
 #define TAKE_BACK_POLL_NS 20000
 
 typedef struct BatchTask {
@@ -405,57 +405,64 @@ static int commit(RwpState *s, RwpBatch *batch)
     return ret < 0 ? ret : release_ret;
 }
 
-/* The end of the eviction of pages that were moved aside */
-static void commit_moved(RwpState *s, RwpBatch *batch)
-{
-    for (uint64_t i = find_first_bit(batch->wanted, batch->count);
-         i < batch->count;
-         i = find_next_bit(batch->wanted, batch->count, i + 1)) {
-        RwpPage state = evicted_state(batch, i);
-
-        /* Otherwise it was touched, or discarded */
-        if (rwp_pages_move(s->pages, batch->first + i, RWP_PAGE_STAGED,
-                           state)) {
-            count_evicted(s, state);
-        }
-    }
-}
-
-/* The store cannot be written: the staged pages stay */
+/* The store cannot be written: the staged originals stay */
 static void give_up(RwpState *s, RwpBatch *batch)
 {
     for (uint64_t i = find_first_bit(batch->wanted, batch->count);
          i < batch->count;
          i = find_next_bit(batch->wanted, batch->count, i + 1)) {
-        uint64_t page = batch->first + i;
-
-        if (s->mem->pager->stays) {
-            if (!rwp_pages_move(s->pages, page, RWP_PAGE_STAGED,
-                                RWP_PAGE_LIVE)) {
-                continue;
-            }
-        } else {
-            if (!rwp_pages_move(s->pages, page, RWP_PAGE_STAGED,
-                                RWP_PAGE_FETCHING)) {
-                continue;
-            }
-            s->mem->pager->give_back(s->mem, page,
-                                     batch->buf + i * s->mem->page_size);
-            rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
+        if (rwp_pages_move(s->pages, batch->first + i, RWP_PAGE_STAGED,
+                           RWP_PAGE_LIVE)) {
+            stat64_add(&s->stats.evict_failed, 1);
         }
-        stat64_add(&s->stats.evict_failed, 1);
     }
 }
 
-/* Wait until the fault service does not need the buffer any more */
-static void coroutine_fn wait_for_take_back(RwpState *s, RwpBatch *batch)
+/*
+ * Try to end the eviction of page number @i of @batch, which was moved
+ * aside.
+ *
+ * Returns false if that has to be tried again later: the fault service is
+ * at it, or the host has no memory for giving it back.
+ */
+static bool end_moved_page(RwpState *s, RwpBatch *batch, uint64_t i,
+                           bool written)
+{
+    uint64_t page = batch->first + i;
+    RwpPage state = evicted_state(batch, i);
+    int ret;
+
+    if (rwp_pages_get(s->pages, page) == RWP_PAGE_FETCHING) {
+        return false;
+    }
+    if (written) {
+        if (rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, state)) {
+            count_evicted(s, state);
+        }
+    } else if (rwp_pages_move(s->pages, page, RWP_PAGE_STAGED,
+                              RWP_PAGE_FETCHING)) {
+        ret = s->mem->pager->give_back(s->mem, page,
+                                       batch->buf + i * s->mem->page_size);
+        trace_rwp_evict_give_back(s->id, page, ret);
+        if (ret < 0 && ret != -EEXIST) {
+            rwp_pages_finish(s->pages, page, RWP_PAGE_STAGED);
+            return false;
+        }
+        rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
+        stat64_add(&s->stats.evict_failed, 1);
+    }
+    /* Otherwise it was touched, or discarded, and is not ours any more */
+    return rwp_pages_get(s->pages, page) != RWP_PAGE_STAGED &&
+           rwp_pages_get(s->pages, page) != RWP_PAGE_FETCHING;
+}
+
+/* The end of the eviction of pages that were moved aside */
+static void coroutine_fn end_moved(RwpState *s, RwpBatch *batch, bool written)
 {
     for (uint64_t i = find_first_bit(batch->wanted, batch->count);
          i < batch->count;
          i = find_next_bit(batch->wanted, batch->count, i + 1)) {
-        while (!s->mem->pager->stays &&
-               rwp_pages_get(s->pages, batch->first + i) ==
-               RWP_PAGE_FETCHING) {
+        while (!end_moved_page(s, batch, i, written)) {
             qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, TAKE_BACK_POLL_NS);
         }
     }
@@ -470,15 +477,16 @@ static int coroutine_fn batch_task(AioTask *task)
     int ret;
 
     ret = write_batch(job, batch);
-    if (ret == 0 && s->mem->pager->stays) {
-        ret = commit(s, batch);
-    } else if (ret == 0) {
-        commit_moved(s, batch);
+    if (s->mem->pager->stays) {
+        if (ret == 0) {
+            ret = commit(s, batch);
+        }
+        if (ret < 0) {
+            give_up(s, batch);
+        }
+    } else {
+        end_moved(s, batch, ret == 0);
     }
-    if (ret < 0) {
-        give_up(s, batch);
-    }
-    wait_for_take_back(s, batch);
     rwp_batch_remove(&s->batches, batch);
     s->mem->pager->buffer_reset(s->mem, batch->buf, batch->count);
     g_ptr_array_add(job->batches, batch);

@@ -121,30 +121,79 @@ static void finish_live(RwpState *s, uint64_t page)
     }
 }
 
-void rwp_faults_arm_unasked(RwpState *s, uint64_t first, uint64_t count)
+/* Put one page in place.  It is there already if somebody was faster. */
+static int place_page(RwpState *s, uint64_t page, const void *buf)
 {
-    if (rwp_scanner_running(s->scanner)) {
-        int ret = s->mem->tracker->arm(s->mem, first, count);
+    int ret = rwp_memory_copy(s->mem, page, 1, buf);
 
-        trace_rwp_arm_unasked(s->id, first, count, ret);
-    }
+    trace_rwp_fetch_place(s->id, page, 1, ret);
+    return ret == -EEXIST ? 0 : ret;
 }
 
-/* Zero one page that this thread has in FETCHING */
-static void zero_page(RwpFaults *faults, uint64_t page)
+/* The host had no memory for all pages of a run: as many as possible */
+static uint64_t place_one_by_one(RwpState *s, uint64_t first, uint64_t count,
+                                 const uint8_t *buf)
+{
+    uint64_t placed = 0;
+
+    for (uint64_t i = 0; i < count; i++) {
+        if (place_page(s, first + i, buf + i * s->mem->page_size) == 0) {
+            finish_live(s, first + i);
+            placed++;
+        } else {
+            rwp_pages_finish(s->pages, first + i, RWP_PAGE_EVICTED);
+        }
+    }
+    return placed;
+}
+
+uint64_t rwp_faults_place(RwpState *s, uint64_t first, uint64_t count,
+                          const void *buf)
+{
+    int ret = rwp_memory_copy(s->mem, first, count, buf);
+    uint64_t placed = count;
+
+    trace_rwp_fetch_place(s->id, first, count, ret);
+    if (ret < 0) {
+        placed = place_one_by_one(s, first, count, buf);
+    } else {
+        if (rwp_scanner_running(s->scanner)) {
+            ret = s->mem->tracker->arm(s->mem, first, count);
+            trace_rwp_arm_unasked(s->id, first, count, ret);
+        }
+        for (uint64_t i = 0; i < count; i++) {
+            finish_live(s, first + i);
+        }
+    }
+    /* Somebody may have touched one after it was copied, and armed */
+    rwp_memory_wake(s->mem, first, count);
+    return placed;
+}
+
+/*
+ * Zero one page that this thread has in FETCHING.
+ *
+ * @state: where it was before, and is again if the host has no memory; who
+ *     touched it is woken then and tries again
+ */
+static void zero_page(RwpFaults *faults, uint64_t page, RwpPage state)
 {
     RwpState *s = faults->s;
     int ret = rwp_memory_zero(s->mem, page, 1);
 
-    /*
-     * EEXIST: a page that is in memory after all; its waiter was woken.
-     * Other errors: the registration is gone, and with it the waiter.
-     */
     trace_rwp_fault_zero(s->id, page, ret);
     if (ret == 0) {
         stat64_add(&s->stats.zero_filled, 1);
     }
-    finish_live(s, page);
+    /* EEXIST: the page is in memory after all; its waiter was woken */
+    if (ret == 0 || ret == -EEXIST || state == RWP_PAGE_LIVE) {
+        finish_live(s, page);
+    } else {
+        rwp_pages_finish(s->pages, page, state);
+    }
+    if (ret < 0 && ret != -EEXIST) {
+        rwp_memory_wake(s->mem, page, 1);
+    }
 }
 
 /*
@@ -165,8 +214,8 @@ static void take_back(RwpFaults *faults, uint64_t page)
 {
     RwpState *s = faults->s;
 
-    stat64_add(&s->stats.evict_cancelled, 1);
     if (s->mem->pager->stays) {
+        stat64_add(&s->stats.evict_cancelled, 1);
         admit_page(faults, page);
     } else {
         void *content = rwp_batch_content(&s->batches, page,
@@ -174,7 +223,14 @@ static void take_back(RwpFaults *faults, uint64_t page)
         int ret = s->mem->pager->give_back(s->mem, page, content);
 
         trace_rwp_fault_give_back(s->id, page, ret);
-        finish_live(s, page);
+        if (ret == 0 || ret == -EEXIST) {
+            stat64_add(&s->stats.evict_cancelled, 1);
+            finish_live(s, page);
+        } else {
+            /* No memory: the evictor keeps it; who waits tries again */
+            rwp_pages_finish(s->pages, page, RWP_PAGE_STAGED);
+            rwp_memory_wake(s->mem, page, 1);
+        }
     }
 }
 
@@ -312,24 +368,28 @@ static bool coroutine_fn read_pages(Fetch *fetch, void *buf)
     }
 }
 
-/* Put neighbours in place; nobody is known to wait for them */
-static void place_neighbours(Fetch *fetch, uint8_t *buf)
+/*
+ * Put the touched page in place, for as long as it takes to get memory.
+ *
+ * Returns false if it was given up.
+ */
+static bool coroutine_fn place_touched(Fetch *fetch, const void *buf)
 {
-    RwpState *s = fetch->faults->s;
-    uint64_t first = fetch->page + 1;
-    uint64_t count = fetch->count - 1;
-    int ret;
+    RwpFaults *faults = fetch->faults;
+    RwpState *s = faults->s;
+    int64_t pause = RETRY_MIN_NS;
 
-    if (!count) {
-        return;
+    while (place_page(s, fetch->page, buf) < 0) {
+        if (qatomic_read(&faults->give_up)) {
+            return false;
+        }
+        wait_for_retry(fetch, pause);
+        pause = MIN(pause * 2, RETRY_MAX_NS);
     }
-    ret = rwp_memory_copy(s->mem, first, count, buf + s->mem->page_size);
-    trace_rwp_fetch_place(s->id, first, count, ret);
-    rwp_faults_arm_unasked(s, first, count);
-    for (uint64_t i = 0; i < count; i++) {
-        finish_live(s, first + i);
-    }
-    stat64_add(&s->stats.fetched_readahead, count);
+    record_latency(s, get_clock() - fetch->start_ns);
+    stat64_add(&s->stats.fetched_fault, 1);
+    finish_live(s, fetch->page);
+    return true;
 }
 
 static void coroutine_fn fetch_co(void *opaque)
@@ -342,16 +402,17 @@ static void coroutine_fn fetch_co(void *opaque)
     get_buffer(faults, &buf);
     claim_neighbours(fetch);
     if (!read_pages(fetch, buf) ||
-        rwp_pages_discarded(s->pages, fetch->page)) {
-        zero_page(faults, fetch->page);
-    } else {
-        int ret = rwp_memory_copy(s->mem, fetch->page, 1, buf);
+        rwp_pages_discarded(s->pages, fetch->page) ||
+        !place_touched(fetch, buf)) {
+        zero_page(faults, fetch->page, RWP_PAGE_LIVE);
+        release_neighbours(fetch);
+    } else if (fetch->count > 1) {
+        uint64_t placed = rwp_faults_place(s, fetch->page + 1,
+                                           fetch->count - 1,
+                                           (uint8_t *)buf +
+                                           s->mem->page_size);
 
-        trace_rwp_fetch_place(s->id, fetch->page, 1, ret);
-        record_latency(s, get_clock() - fetch->start_ns);
-        stat64_add(&s->stats.fetched_fault, 1);
-        finish_live(s, fetch->page);
-        place_neighbours(fetch, buf);
+        stat64_add(&s->stats.fetched_readahead, placed);
     }
     put_buffer(faults, buf);
     g_free(fetch);
@@ -396,14 +457,14 @@ static void handle_fault(RwpFaults *faults, uint64_t page, uint64_t flags,
         if (flags & (UFFD_PAGEFAULT_FLAG_MINOR | UFFD_PAGEFAULT_FLAG_RWP)) {
             admit_page(faults, page);
         } else {
-            zero_page(faults, page);
+            zero_page(faults, page, state);
         }
         break;
     case RWP_PAGE_STAGED:
         take_back(faults, page);
         break;
     case RWP_PAGE_ZERO:
-        zero_page(faults, page);
+        zero_page(faults, page, state);
         break;
     case RWP_PAGE_EVICTED:
         start_fetch(faults, page, start_ns);

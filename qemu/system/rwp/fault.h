@@ -40,9 +40,16 @@ void rwp_faults_retry(RwpFaults *faults);
 void rwp_faults_give_up(RwpFaults *faults);
 
 /**
- * rwp_faults_arm_unasked: a page was put in place though nobody touched
- * it; have the tracker see its next access.
+ * rwp_faults_place: put pages in place that nobody is known to wait for.
+ *
+ * @first, @count: pages that the caller has in FETCHING
+ * @buf: their content
+ *
+ * The pages count as not accessed.  They are not FETCHING any more: a page
+ * that could not be put in place is EVICTED again.  Returns the number of
+ * pages that are in place.  Context: fault thread or work thread.
  */
-void rwp_faults_arm_unasked(RwpState *s, uint64_t first, uint64_t count);
+uint64_t rwp_faults_place(RwpState *s, uint64_t first, uint64_t count,
+                          const void *buf);
 
 #endif

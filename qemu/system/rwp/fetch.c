@@ -34,12 +34,11 @@ typedef struct FetchTask {
     uint64_t count;
 } FetchTask;
 
-/* Pages that are FETCHING: in place, or back to where they were */
-static void finish_run(RwpState *s, uint64_t first, uint64_t count,
-                       RwpPage state)
+/* Pages that are FETCHING stay in the store */
+static void put_back(RwpState *s, uint64_t first, uint64_t count)
 {
     for (uint64_t i = 0; i < count; i++) {
-        rwp_pages_finish(s->pages, first + i, state);
+        rwp_pages_finish(s->pages, first + i, RWP_PAGE_EVICTED);
     }
     /* Who touched one meanwhile waits for this */
     rwp_memory_wake(s->mem, first, count);
@@ -55,20 +54,18 @@ static int coroutine_fn fetch_task(AioTask *task)
     QEMU_AUTO_VFREE void *buf = qemu_try_memalign(qemu_real_host_page_size(),
                                                   bytes);
     int ret = buf ? rwp_store_read(s->store, offset, bytes, buf) : -ENOMEM;
+    uint64_t placed;
 
     trace_rwp_fetch_read(s->id, offset, bytes, ret);
     if (ret < 0) {
         stat64_add(&s->stats.fetch_errors, 1);
         rwp_job_failed_at(job, offset);
-        finish_run(s, t->first, t->count, RWP_PAGE_EVICTED);
+        put_back(s, t->first, t->count);
         return ret;
     }
-    ret = rwp_memory_copy(s->mem, t->first, t->count, buf);
-    trace_rwp_fetch_place(s->id, t->first, t->count, ret);
-    rwp_faults_arm_unasked(s, t->first, t->count);
-    finish_run(s, t->first, t->count, RWP_PAGE_LIVE);
-    stat64_add(&s->stats.fetched_requested, t->count);
-    return 0;
+    placed = rwp_faults_place(s, t->first, t->count, buf);
+    stat64_add(&s->stats.fetched_requested, placed);
+    return placed == t->count ? 0 : -ENOMEM;
 }
 
 /*

@@ -71,8 +71,8 @@ static const uint8_t followers[RWP_PAGE__MAX] = {
                          BIT(RWP_PAGE_EVICTED) | BIT(RWP_PAGE_ZERO),
     [RWP_PAGE_EVICTED] = BIT(RWP_PAGE_FETCHING),
     [RWP_PAGE_ZERO] = BIT(RWP_PAGE_FETCHING),
-    [RWP_PAGE_FETCHING] = BIT(RWP_PAGE_LIVE) | BIT(RWP_PAGE_EVICTED) |
-                          BIT(RWP_PAGE_ZERO),
+    [RWP_PAGE_FETCHING] = BIT(RWP_PAGE_LIVE) | BIT(RWP_PAGE_STAGED) |
+                          BIT(RWP_PAGE_EVICTED) | BIT(RWP_PAGE_ZERO),
 };
 
 RwpPages *rwp_pages_new(uint64_t nb_pages, uint64_t chunk_pages,

@@ -33,6 +33,7 @@
  *   ZERO        FETCHING       the same
  *   FETCHING    LIVE           it is back
  *               EVICTED, ZERO  it could not be brought back
+ *               STAGED         the same, and the evictor has it still
  *
  * A discard (the guest gave the page back) turns every state into LIVE at
  * once, except the two in which somebody is just replacing the page:

@@ -98,6 +98,10 @@ static int rwp_admit(RwpMemory *mem, uint64_t page)
     do {
         ret = ioctl(mem->uffd, UFFDIO_CONTINUE, &cont) < 0 ? -errno : 0;
     } while (ret == -EAGAIN);
+    if (ret < 0) {
+        rwp_memory_wake(mem, page, 1);
+    }
+    /* EFAULT is what the kernel says of a page that is not in the file */
     return ret == -EEXIST ? 0 : ret == -EFAULT ? -ENOENT : ret;
 }
 

@@ -13,30 +13,9 @@
 
 #include "qemu/osdep.h"
 #include <sys/eventfd.h>
-#include "qemu/queue.h"
-#include "qemu/thread.h"
 #include "qapi/error.h"
 #include "system/rwp/memory.h"
-#include "system/rwp/pager.h"
-#include "system/rwp/tracker.h"
-#include "rwp-fake.h"
-
-#define GARBAGE 0xee
-
-typedef struct Call {
-    FakeHook *before, *after;
-    void *before_opaque, *after_opaque;
-    uint64_t page;
-    uint64_t times;
-    int err;
-    uint64_t calls;
-} Call;
-
-typedef struct Waiter {
-    uint64_t page;
-    bool woken;
-    QLIST_ENTRY(Waiter) next;
-} Waiter;
+#include "rwp-fake-int.h"
 
 struct FakeTouch {
     QemuThread thread;
@@ -46,23 +25,7 @@ struct FakeTouch {
     bool done;
 };
 
-typedef struct Page {
-    bool present;
-    bool armed;
-} Page;
-
-static struct {
-    QemuMutex lock;             /* for everything here */
-    QemuCond cond;              /* something happened */
-    RwpMemory *mem;
-    Page pages[FAKE_NB_PAGES];
-    bool trap[DIV_ROUND_UP(FAKE_NB_PAGES, FAKE_CHUNK_PAGES)];
-    int held[DIV_ROUND_UP(FAKE_NB_PAGES, FAKE_CHUNK_PAGES)];
-    GArray *messages;
-    QLIST_HEAD(, Waiter) waiters;
-    uint64_t max_take;
-    Call calls[FAKE__MAX];
-} fake;
+FakeMemory fake;
 
 static void __attribute__((constructor)) fake_init(void)
 {
@@ -112,13 +75,9 @@ uint64_t fake_calls(FakeCall call)
     return fake.calls[call].calls;
 }
 
-/*
- * Returns the error that the call is to return; @count becomes the number
- * of pages that it is to deal with before.
- */
-static int call_begin(FakeCall call, uint64_t first, uint64_t *count)
+int fake_call_begin(FakeCall call, uint64_t first, uint64_t *count)
 {
-    Call *c = &fake.calls[call];
+    FakeCallState *c = &fake.calls[call];
     FakeHook *before;
     void *opaque;
 
@@ -140,9 +99,9 @@ static int call_begin(FakeCall call, uint64_t first, uint64_t *count)
     return c->err;
 }
 
-static void call_end(FakeCall call, uint64_t first, uint64_t count)
+void fake_call_end(FakeCall call, uint64_t first, uint64_t count)
 {
-    Call *c = &fake.calls[call];
+    FakeCallState *c = &fake.calls[call];
     FakeHook *after;
     void *opaque;
 
@@ -155,7 +114,7 @@ static void call_end(FakeCall call, uint64_t first, uint64_t count)
     }
 }
 
-static uint64_t *page_words(uint64_t page)
+uint64_t *fake_page_words(uint64_t page)
 {
     return (uint64_t *)(uintptr_t)rwp_memory_host(fake.mem, page);
 }
@@ -180,18 +139,18 @@ static uint64_t check_page(uint64_t page, const uint64_t *words)
 
 /* The following have the lock */
 
-static void set_present(uint64_t page, bool present)
+void fake_set_present(uint64_t page, bool present)
 {
     fake.pages[page].present = present;
     fake.pages[page].armed = false;
     if (!present) {
-        memset(page_words(page), GARBAGE, FAKE_PAGE_SIZE);
+        memset(fake_page_words(page), FAKE_GARBAGE, FAKE_PAGE_SIZE);
     }
 }
 
-static void wake_range(uint64_t first, uint64_t count)
+void fake_wake_range(uint64_t first, uint64_t count)
 {
-    Waiter *waiter;
+    FakeWaiter *waiter;
 
     QLIST_FOREACH(waiter, &fake.waiters, next) {
         if (waiter->page - first < count) {
@@ -217,7 +176,7 @@ static void post_locked(uint64_t page, uint64_t flags)
 
 static bool try_access(uint64_t page)
 {
-    Page *p = &fake.pages[page];
+    FakePage *p = &fake.pages[page];
     uint64_t chunk = page / FAKE_CHUNK_PAGES;
 
     if (!p->present) {
@@ -225,8 +184,8 @@ static bool try_access(uint64_t page)
             post_locked(page, 0);
             return false;
         }
-        set_present(page, true);
-        fill_page(page_words(page), 0);
+        fake_set_present(page, true);
+        fill_page(fake_page_words(page), 0);
     } else if (p->armed && fake.held[chunk]) {
         post_locked(page, UFFD_PAGEFAULT_FLAG_MINOR);
         return false;
@@ -240,7 +199,7 @@ static uint64_t access_page(uint64_t page, uint64_t value, bool write,
                             FakeTouch *touch)
 {
     int64_t end = g_get_monotonic_time() + FAKE_TIMEOUT_MS * 1000LL;
-    Waiter waiter = { .page = page };
+    FakeWaiter waiter = { .page = page };
 
     QEMU_LOCK_GUARD(&fake.lock);
     while (!try_access(page)) {
@@ -260,9 +219,9 @@ static uint64_t access_page(uint64_t page, uint64_t value, bool write,
         QLIST_REMOVE(&waiter, next);
     }
     if (write) {
-        fill_page(page_words(page), value);
+        fill_page(fake_page_words(page), value);
     } else {
-        value = check_page(page, page_words(page));
+        value = check_page(page, fake_page_words(page));
     }
     if (touch) {
         touch->value = value;
@@ -338,7 +297,7 @@ void fake_drop(uint64_t first, uint64_t count)
 {
     QEMU_LOCK_GUARD(&fake.lock);
     for (uint64_t page = first; page < first + count; page++) {
-        set_present(page, false);
+        fake_set_present(page, false);
     }
 }
 
@@ -386,7 +345,7 @@ RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
     fake.mem = mem;
     fake.messages = g_array_new(false, false, sizeof(struct uffd_msg));
     for (uint64_t page = 0; page < FAKE_NB_PAGES; page++) {
-        set_present(page, false);
+        fake_set_present(page, false);
     }
     memset(fake.held, 0, sizeof(fake.held));
     return mem;
@@ -406,67 +365,67 @@ int rwp_memory_register_all(RwpMemory *mem, uint64_t modes)
 {
     uint64_t count = mem->nb_pages;
 
-    return call_begin(FAKE_REGISTER, 0, &count);
+    return fake_call_begin(FAKE_REGISTER, 0, &count);
 }
 
 void rwp_memory_unregister_all(RwpMemory *mem)
 {
     QEMU_LOCK_GUARD(&fake.lock);
     memset(fake.trap, 0, sizeof(fake.trap));
-    wake_range(0, FAKE_NB_PAGES);
+    fake_wake_range(0, FAKE_NB_PAGES);
 }
 
 int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count)
 {
-    int ret = call_begin(FAKE_WAKE, first, &count);
+    int ret = fake_call_begin(FAKE_WAKE, first, &count);
 
     QEMU_LOCK_GUARD(&fake.lock);
-    wake_range(first, count);
+    fake_wake_range(first, count);
     return ret;
 }
 
-static int place_pages(FakeCall call, uint64_t first, uint64_t count,
+int fake_place_pages(FakeCall call, uint64_t first, uint64_t count,
                        const uint8_t *buf)
 {
-    int ret = call_begin(call, first, &count);
+    int ret = fake_call_begin(call, first, &count);
 
     WITH_QEMU_LOCK_GUARD(&fake.lock) {
         for (uint64_t i = 0; i < count; i++) {
             if (fake.pages[first + i].present) {
                 count = i;
                 ret = -EEXIST;
-                wake_range(first + i, 1);
+                fake_wake_range(first + i, 1);
                 break;
             }
-            set_present(first + i, true);
+            fake_set_present(first + i, true);
             if (buf) {
-                memcpy(page_words(first + i), buf + i * FAKE_PAGE_SIZE,
+                memcpy(fake_page_words(first + i), buf + i * FAKE_PAGE_SIZE,
                        FAKE_PAGE_SIZE);
             } else {
-                fill_page(page_words(first + i), 0);
+                fill_page(fake_page_words(first + i), 0);
             }
         }
-        wake_range(first, count);
+        fake_wake_range(first, count);
     }
-    call_end(call, first, count);
+    fake_call_end(call, first, count);
     return ret;
 }
 
 int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
                     const void *buf)
 {
-    return place_pages(FAKE_COPY, first, count, buf);
+    return fake_place_pages(FAKE_COPY, first, count, buf);
 }
 
 int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count)
 {
-    return place_pages(FAKE_ZERO, first, count, NULL);
+    return fake_place_pages(FAKE_ZERO, first, count, NULL);
 }
 
 int rwp_memory_read_faults(RwpMemory *mem, struct uffd_msg *msgs, int nb)
 {
     uint64_t unused = 0;
-    int ret = call_begin(FAKE_READ_FAULTS, 0, &unused);
+    int ret = fake_call_begin(FAKE_READ_FAULTS, 0, &unused);
 
     if (ret < 0) {
         return ret;
@@ -484,255 +443,3 @@ int rwp_memory_read_faults(RwpMemory *mem, struct uffd_msg *msgs, int nb)
     return nb;
 }
 
-/* Pagers */
-
-static void *buffer_new(RwpMemory *mem, uint64_t count, Error **errp)
-{
-    uint64_t pages = count;
-
-    if (call_begin(FAKE_BUFFER_NEW, 0, &pages) < 0) {
-        error_setg(errp, "no memory for a buffer");
-        return NULL;
-    }
-    return g_malloc(count * FAKE_PAGE_SIZE);
-}
-
-static void buffer_free(RwpMemory *mem, void *buf, uint64_t count)
-{
-    g_free(buf);
-}
-
-static void buffer_reset(RwpMemory *mem, void *buf, uint64_t count)
-{
-    memset(buf, GARBAGE, count * FAKE_PAGE_SIZE);
-}
-
-static int64_t take_pages(RwpMemory *mem, uint64_t first, uint64_t count,
-                          uint8_t *buf)
-{
-    int64_t ret = call_begin(FAKE_TAKE, first, &count);
-    uint64_t i;
-
-    if (ret < 0 && !count) {
-        return ret;
-    }
-    WITH_QEMU_LOCK_GUARD(&fake.lock) {
-        if (ret < 0) {
-            fake.calls[FAKE_TAKE].times += 1;
-        }
-        ret = -ENOENT;
-        for (i = 0; i < MIN(count, fake.max_take); i++) {
-            uint8_t *content = buf + i * FAKE_PAGE_SIZE;
-
-            if (fake.pages[first + i].present) {
-                memcpy(content, page_words(first + i), FAKE_PAGE_SIZE);
-            } else if (mem->pager->stays) {
-                memset(content, 0, FAKE_PAGE_SIZE);
-            } else {
-                break;
-            }
-            if (!mem->pager->stays) {
-                set_present(first + i, false);
-            }
-        }
-    }
-    call_end(FAKE_TAKE, first, i);
-    return i ?: ret;
-}
-
-static int64_t pager_take(RwpMemory *mem, uint64_t first, uint64_t count,
-                          void *buf)
-{
-    return take_pages(mem, first, count, buf);
-}
-
-static int punch_give_back(RwpMemory *mem, uint64_t page, void *buf)
-{
-    g_assert_not_reached();
-}
-
-static int move_give_back(RwpMemory *mem, uint64_t page, void *buf)
-{
-    return place_pages(FAKE_GIVE_BACK, page, 1, buf);
-}
-
-static int punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)
-{
-    int ret = call_begin(FAKE_REMOVE, first, &count);
-
-    if (ret == 0) {
-        fake_drop(first, count);
-        call_end(FAKE_REMOVE, first, count);
-    }
-    return ret;
-}
-
-static int move_remove(RwpMemory *mem, uint64_t first, uint64_t count)
-{
-    g_assert_not_reached();
-}
-
-typedef bool PageTest(uint64_t page);
-
-static bool page_present(uint64_t page)
-{
-    return fake.pages[page].present;
-}
-
-static bool page_touched(uint64_t page)
-{
-    return fake.pages[page].present && !fake.pages[page].armed;
-}
-
-static int report_runs(FakeCall call, uint64_t first, uint64_t count,
-                       PageTest *test, RwpRunFunc *fn, void *opaque)
-{
-    g_autofree bool *map = g_new0(bool, count + 1);
-    uint64_t pages = count;
-    int ret = call_begin(call, first, &pages);
-
-    if (ret < 0) {
-        return ret;
-    }
-    WITH_QEMU_LOCK_GUARD(&fake.lock) {
-        for (uint64_t i = 0; i < count; i++) {
-            map[i] = test(first + i);
-        }
-    }
-    for (uint64_t i = 0; i < count; i++) {
-        uint64_t start = i;
-
-        while (map[i]) {
-            i++;
-        }
-        if (i > start) {
-            fn(opaque, first + start, i - start);
-        }
-    }
-    call_end(call, first, count);
-    return 0;
-}
-
-static int pager_populated(RwpMemory *mem, uint64_t first, uint64_t count,
-                           RwpRunFunc *fn, void *opaque)
-{
-    return report_runs(FAKE_POPULATED, first, count, page_present, fn, opaque);
-}
-
-const RwpPagerOps rwp_pager_punch = {
-    .type = RWP_PAGER_TYPE_PUNCH,
-    .stays = true,
-    .buffer_new = buffer_new,
-    .buffer_free = buffer_free,
-    .buffer_reset = buffer_reset,
-    .take = pager_take,
-    .give_back = punch_give_back,
-    .remove = punch_remove,
-    .populated = pager_populated,
-};
-
-const RwpPagerOps rwp_pager_move = {
-    .type = RWP_PAGER_TYPE_MOVE,
-    .buffer_new = buffer_new,
-    .buffer_free = buffer_free,
-    .buffer_reset = buffer_reset,
-    .take = pager_take,
-    .give_back = move_give_back,
-    .remove = move_remove,
-    .populated = pager_populated,
-};
-
-/* Trackers */
-
-static uint64_t tracker_modes(RwpMemory *mem)
-{
-    return UFFDIO_REGISTER_MODE_WP;
-}
-
-static int tracker_trap(RwpMemory *mem, uint64_t chunk)
-{
-    uint64_t count = FAKE_CHUNK_PAGES;
-    int ret = call_begin(FAKE_TRAP, chunk * FAKE_CHUNK_PAGES, &count);
-
-    if (ret == 0) {
-        QEMU_LOCK_GUARD(&fake.lock);
-        fake.trap[chunk] = true;
-    }
-    return ret;
-}
-
-static int tracker_arm(RwpMemory *mem, uint64_t first, uint64_t count)
-{
-    int ret = call_begin(FAKE_ARM, first, &count);
-
-    WITH_QEMU_LOCK_GUARD(&fake.lock) {
-        for (uint64_t page = first; page < first + count; page++) {
-            fake.pages[page].armed = true;
-        }
-    }
-    call_end(FAKE_ARM, first, count);
-    return ret;
-}
-
-static int tracker_scan(RwpMemory *mem, uint64_t first, uint64_t count,
-                        RwpRunFunc *fn, void *opaque)
-{
-    return report_runs(FAKE_SCAN, first, count, page_touched, fn, opaque);
-}
-
-static int change_hold(FakeCall call, uint64_t chunk, int change)
-{
-    uint64_t first = chunk * FAKE_CHUNK_PAGES, count = FAKE_CHUNK_PAGES;
-    int ret = call_begin(call, first, &count);
-
-    if (ret == 0) {
-        WITH_QEMU_LOCK_GUARD(&fake.lock) {
-            fake.held[chunk] += change;
-            g_assert_cmpint(fake.held[chunk], >=, 0);
-        }
-        call_end(call, first, count);
-    }
-    return ret;
-}
-
-static int tracker_hold(RwpMemory *mem, uint64_t chunk)
-{
-    return change_hold(FAKE_HOLD, chunk, 1);
-}
-
-static int tracker_release(RwpMemory *mem, uint64_t chunk)
-{
-    return change_hold(FAKE_RELEASE, chunk, -1);
-}
-
-static int tracker_admit(RwpMemory *mem, uint64_t page)
-{
-    uint64_t count = 1;
-    int ret = call_begin(FAKE_ADMIT, page, &count);
-
-    QEMU_LOCK_GUARD(&fake.lock);
-    if (ret == 0 && !fake.pages[page].present) {
-        ret = -ENOENT;
-    }
-    if (ret == 0) {
-        fake.pages[page].armed = false;
-    }
-    wake_range(page, 1);
-    return ret;
-}
-
-#define FAKE_TRACKER(name, kind)        \
-const RwpTrackerOps name = {            \
-    .type = kind,                       \
-    .modes = tracker_modes,             \
-    .trap = tracker_trap,               \
-    .arm = tracker_arm,                 \
-    .scan = tracker_scan,               \
-    .hold = tracker_hold,               \
-    .release = tracker_release,         \
-    .admit = tracker_admit,             \
-}
-
-FAKE_TRACKER(rwp_tracker_rwp, RWP_TRACKER_TYPE_RWP);
-FAKE_TRACKER(rwp_tracker_zap, RWP_TRACKER_TYPE_ZAP);
-FAKE_TRACKER(rwp_tracker_none, RWP_TRACKER_TYPE_NONE);

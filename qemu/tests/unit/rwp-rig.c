@@ -91,11 +91,17 @@ void rig_fill(uint64_t first, uint64_t count)
     }
 }
 
-void rig_check(uint64_t first, uint64_t count)
+void rig_quiet(Rig *rig)
+{
+    RIG_WAIT(fake_idle() && rig_count(rig, RWP_PAGE_FETCHING) == 0);
+}
+
+void rig_check(Rig *rig, uint64_t first, uint64_t count)
 {
     for (uint64_t page = first; page < first + count; page++) {
         g_assert_cmphex(fake_read(page), ==, rig_value(page));
     }
+    rig_quiet(rig);
 }
 
 uint64_t rig_count(Rig *rig, RwpPage state)
@@ -196,7 +202,8 @@ int rig_wait(Job *job)
     RIG_WAIT(job_status(job) == JOB_STATUS_CONCLUDED);
     JOB_LOCK_GUARD();
     ret = job->ret;
-    g_assert(!job->err == (ret == 0 || job_is_cancelled_locked(job)));
+    /* An error has a text */
+    g_assert(!job->err == (ret == 0));
     job_dismiss_locked(&job, &error_abort);
     return ret;
 }
@@ -231,6 +238,21 @@ void rig_fetch_now(Rig *rig, uint64_t first, uint64_t count)
     g_assert_cmpint(rig_wait(rig_fetch(rig)), ==, 0);
 }
 
+void rig_touch(void *opaque, uint64_t first, uint64_t count)
+{
+    RigTouch *t = opaque;
+    int64_t end_us = g_get_monotonic_time() + FAKE_TIMEOUT_MS * 1000LL;
+
+    if (t->touch || t->page < first || t->page - first >= count) {
+        return;
+    }
+    t->touch = fake_touch_start(t->page, t->value);
+    while (t->wait && !fake_touch_done(t->touch)) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end_us);
+        g_usleep(50);
+    }
+}
+
 typedef struct RigTest {
     const RigKind *kind;
     void (*test)(const RigKind *kind);
@@ -243,17 +265,27 @@ static void run_test(gconstpointer data)
     test->test(test->kind);
 }
 
+static void add_test(const char *name, void (*test)(const RigKind *kind),
+                     const RigKind *kind)
+{
+    g_autofree char *path = g_strdup_printf("/rwp/%s/%s", kind->name, name);
+    RigTest *t = g_new0(RigTest, 1);
+
+    t->kind = kind;
+    t->test = test;
+    g_test_add_data_func_full(path, t, run_test, g_free);
+}
+
 void rig_add(const char *name, void (*test)(const RigKind *kind))
 {
     for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
-        g_autofree char *path = g_strdup_printf("/rwp/%s/%s", kinds[i].name,
-                                                name);
-        RigTest *t = g_new0(RigTest, 1);
-
-        t->kind = &kinds[i];
-        t->test = test;
-        g_test_add_data_func_full(path, t, run_test, g_free);
+        add_test(name, test, &kinds[i]);
     }
+}
+
+void rig_add_stays(const char *name, void (*test)(const RigKind *kind))
+{
+    add_test(name, test, &kinds[0]);
 }
 
 static const TypeInfo owner_info = {

@@ -67,9 +67,12 @@ static inline uint64_t rig_value(uint64_t page)
     return 0xc0ffee0000000000ULL + page + 1;
 }
 
+/** rig_quiet: wait until the fault service is done with everything. */
+void rig_quiet(Rig *rig);
+
 /** rig_fill, rig_check: write to pages; expect the same content. */
 void rig_fill(uint64_t first, uint64_t count);
-void rig_check(uint64_t first, uint64_t count);
+void rig_check(Rig *rig, uint64_t first, uint64_t count);
 
 /** rig_count: number of pages in @state. */
 uint64_t rig_count(Rig *rig, RwpPage state);
@@ -106,8 +109,22 @@ void rig_resume(Job *job);
 void rig_evict_now(Rig *rig, uint64_t first, uint64_t count);
 void rig_fetch_now(Rig *rig, uint64_t first, uint64_t count);
 
-/** rig_add: add a test for each kind, /rwp/KIND/@name. */
+/* A touch at the moment of a race: hook for fake_before(), fake_after() */
+typedef struct RigTouch {
+    uint64_t page;
+    uint64_t value;             /* 0 to read */
+    bool wait;                  /* until the access is done */
+    FakeTouch *touch;           /* set by the first call that has @page */
+} RigTouch;
+
+void rig_touch(void *opaque, uint64_t first, uint64_t count);
+
+/**
+ * rig_add: add a test for each kind, /rwp/KIND/@name.
+ * rig_add_stays: only for the one whose originals stay in place.
+ */
 void rig_add(const char *name, void (*test)(const RigKind *kind));
+void rig_add_stays(const char *name, void (*test)(const RigKind *kind));
 
 /** rig_main: initialise, and run what @add adds. */
 int rig_main(int argc, char **argv, void (*add)(void));

@@ -36,9 +36,9 @@ static const char *const legal_moves[RWP_PAGE__MAX] = {
     [RWP_PAGE_LEAVING] = "EZSL",
     [RWP_PAGE_EVICTED] = "F",
     [RWP_PAGE_ZERO] = "F",
-    [RWP_PAGE_FETCHING] = "LEZ",
+    [RWP_PAGE_FETCHING] = "LEZS",
 };
-#define NB_LEGAL 17
+#define NB_LEGAL 18
 
 static bool is_legal(RwpPage from, RwpPage to)
 {

@@ -1,0 +1,470 @@
+/*
+ * The fault service and the rwp-fetch job: unit tests with fakes
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Most accesses are made by the main thread, which does nothing else while
+ * it waits: so every one of these tests also checks that a fault is served
+ * without the main loop.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/main-loop.h"
+#include "qapi/error.h"
+#include "block/block.h"
+#include "system/rwp/fault.h"
+#include "system/rwp/registry.h"
+#include "system/rwp/scan.h"
+#include "rwp-rig.h"
+
+#define BATCH (RWP_BATCH_BYTES / FAKE_PAGE_SIZE)
+#define NEW_VALUE 0xbeef
+
+/* More than the fault service reads at a time */
+#define MANY 80
+
+/* Pages [0, @count) are evicted */
+static Rig *new_evicted(const RigKind *kind, uint64_t count,
+                        uint64_t readahead)
+{
+    Rig *rig = rig_new(kind, readahead);
+
+    rig_fill(0, count);
+    rig_evict_now(rig, 0, count);
+    rig_expect(rig, 0, count, RWP_PAGE_EVICTED);
+    return rig;
+}
+
+static void expect_read(uint64_t nr, uint64_t first, uint64_t count)
+{
+    uint64_t got_first, got_count;
+
+    fake_store_request(FAKE_STORE_READ, nr, &got_first, &got_count);
+    g_assert_cmpuint(got_first, ==, first);
+    g_assert_cmpuint(got_count, ==, count);
+}
+
+static uint64_t latencies(Rig *rig)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < RWP_LATENCY_ROWS; i++) {
+        sum += stat64_get(&rig->s->stats.latency[i]);
+    }
+    return sum;
+}
+
+static void test_basic(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 10, 0);
+
+    fake_write(7, NEW_VALUE);
+    rig_quiet(rig);
+    rig_expect(rig, 7, 1, RWP_PAGE_LIVE);
+    g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), ==, 9);
+    g_assert_cmpuint(fake_store_requests(FAKE_STORE_READ), ==, 1);
+    expect_read(0, 7, 1);
+    g_assert_cmpuint(stat64_get(&rig->s->stats.fetched_fault), ==, 1);
+    g_assert_cmpuint(latencies(rig), ==, 1);
+    g_assert_cmphex(fake_read(7), ==, NEW_VALUE);
+    /* Never used before, in a chunk where that traps */
+    g_assert_cmphex(fake_read(20), ==, 0);
+    rig_check(rig, 0, 7);
+    rig_free(rig);
+}
+
+static void test_many(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 2 * MANY, 0);
+    FakeTouch *touches[MANY];
+
+    fake_store_close_gate(FAKE_STORE_READ);
+    for (int i = 0; i < MANY; i++) {
+        touches[i] = fake_touch_start(2 * i, 0);
+    }
+    RIG_WAIT(rig_count(rig, RWP_PAGE_FETCHING) == MANY);
+    g_assert_cmpuint(fake_store_waiting(FAKE_STORE_READ), <, MANY);
+    fake_store_open_gate(FAKE_STORE_READ);
+    for (int i = 0; i < MANY; i++) {
+        g_assert_cmphex(fake_touch_end(touches[i]), ==, rig_value(2 * i));
+    }
+    g_assert_cmpuint(fake_store_requests(FAKE_STORE_READ), ==, MANY);
+    rig_check(rig, 0, 2 * MANY);
+    rig_free(rig);
+}
+
+/* Several threads wait for one page: one read, and all go on */
+static void test_same_page(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 10, 0);
+    FakeTouch *touches[8];
+
+    fake_store_close_gate(FAKE_STORE_READ);
+    for (size_t i = 0; i < ARRAY_SIZE(touches); i++) {
+        touches[i] = fake_touch_start(5, 0);
+    }
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 1 && fake_idle());
+    fake_store_open_gate(FAKE_STORE_READ);
+    for (size_t i = 0; i < ARRAY_SIZE(touches); i++) {
+        g_assert_cmphex(fake_touch_end(touches[i]), ==, rig_value(5));
+    }
+    g_assert_cmpuint(fake_store_requests(FAKE_STORE_READ), ==, 1);
+    rig_free(rig);
+}
+
+static void test_readahead(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 400, 8);
+    static const uint64_t first[] = { 100, 101, 103, 107, 115, 123, 300 };
+    static const uint64_t count[] = { 1, 2, 4, 8, 8, 8, 1 };
+
+    for (uint64_t page = 100; page < 131; page++) {
+        g_assert_cmphex(fake_read(page), ==, rig_value(page));
+        rig_quiet(rig);
+    }
+    /* No continuation of anything */
+    g_assert_cmphex(fake_read(300), ==, rig_value(300));
+    rig_quiet(rig);
+    g_assert_cmpuint(fake_store_requests(FAKE_STORE_READ), ==,
+                     ARRAY_SIZE(first));
+    for (size_t i = 0; i < ARRAY_SIZE(first); i++) {
+        expect_read(i, first[i], count[i]);
+    }
+    g_assert_cmpuint(stat64_get(&rig->s->stats.fetched_fault), ==, 7);
+    g_assert_cmpuint(stat64_get(&rig->s->stats.fetched_readahead), ==, 25);
+
+    /* What was not asked for goes no further than evicted pages do */
+    rig_check(rig, 399, 1);
+    rig_check(rig, 0, 400);
+    rig_free(rig);
+}
+
+/* With tracking on, pages that nobody touched are not taken for touched */
+static void test_readahead_arms(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 10, 4);
+
+    rwp_scanner_start(rig->s->scanner, RWP_INTERVAL_MAX);
+    fake_read(0);
+    rig_quiet(rig);
+    fake_read(1);
+    rig_quiet(rig);
+    rig_expect(rig, 2, 1, RWP_PAGE_LIVE);
+    g_assert(!fake_armed(0) && !fake_armed(1));
+    g_assert(fake_armed(2));
+    rwp_scanner_stop(rig->s->scanner);
+    rig_check(rig, 0, 10);
+    rig_free(rig);
+}
+
+static void test_retry(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 10, 8);
+    uint64_t errors;
+    FakeTouch *touch;
+
+    fake_store_fail(FAKE_STORE_READ, FAKE_ALWAYS, -EIO);
+    touch = fake_touch_start(5, 0);
+    RIG_WAIT(qatomic_read(&rig->s->stats.fetch_waiting) == 1);
+    RIG_WAIT(fake_system.store_errors == 1);
+    g_assert_cmpint(fake_system.last_operation, ==, RWP_OPERATION_FETCH);
+    /* By itself */
+    errors = stat64_get(&rig->s->stats.fetch_errors);
+    RIG_WAIT(stat64_get(&rig->s->stats.fetch_errors) > errors);
+    g_assert(!fake_touch_done(touch));
+    /* Because asked to: after some doublings, the pause is long */
+    for (int i = 0; i < 8; i++) {
+        RIG_WAIT(qatomic_read(&rig->s->stats.fetch_waiting) == 1);
+        errors = stat64_get(&rig->s->stats.fetch_errors);
+        g_assert(rwp_registry_retry("mem0", &error_abort));
+        RIG_WAIT(stat64_get(&rig->s->stats.fetch_errors) > errors);
+    }
+    g_assert_cmpuint(fake_system.store_errors, ==, 1);
+    RIG_WAIT(qatomic_read(&rig->s->stats.fetch_waiting) == 1);
+    fake_store_fail(FAKE_STORE_READ, 0, 0);
+    g_assert(rwp_registry_retry(NULL, &error_abort));
+    g_assert_cmphex(fake_touch_end(touch), ==, rig_value(5));
+    g_assert(!rwp_registry_retry("mem1", NULL));
+    rig_check(rig, 0, 10);
+    rig_free(rig);
+}
+
+/* Neighbours are not kept from those who touch them by a failing read */
+static void test_retry_neighbours(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 10, 8);
+    FakeTouch *touch, *other;
+
+    rig_check(rig, 0, 1);
+    fake_store_close_gate(FAKE_STORE_READ);
+    touch = fake_touch_start(1, 0);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 1);
+    rig_expect(rig, 1, 2, RWP_PAGE_FETCHING);
+    other = fake_touch_start(2, 0);
+    RIG_WAIT(fake_idle());
+    fake_store_fail(FAKE_STORE_READ, 2, -EIO);
+    fake_store_pass(FAKE_STORE_READ, 1);
+    /* Page 1 alone, and page 2 for the other */
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 2);
+    fake_store_open_gate(FAKE_STORE_READ);
+    g_assert_cmphex(fake_touch_end(other), ==, rig_value(2));
+    g_assert_cmphex(fake_touch_end(touch), ==, rig_value(1));
+    rig_check(rig, 0, 10);
+    rig_free(rig);
+}
+
+static void test_give_up(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 10, 0);
+    FakeTouch *touch;
+
+    fake_store_fail(FAKE_STORE_READ, FAKE_ALWAYS, -EIO);
+    touch = fake_touch_start(5, 0);
+    RIG_WAIT(qatomic_read(&rig->s->stats.fetch_waiting) == 1);
+    g_assert(!fake_touch_done(touch));
+    fake_system_shutdown();
+    g_assert_cmphex(fake_touch_end(touch), ==, 0);
+    /* Pages that can be read are right all the same */
+    fake_store_fail(FAKE_STORE_READ, 0, 0);
+    g_assert_cmphex(fake_read(6), ==, rig_value(6));
+    rig_free(rig);
+}
+
+/* Whoever drains may be waiting for the thread that waits for the page */
+static void test_drained(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 20, 0);
+    uint64_t writes = fake_store_requests(FAKE_STORE_WRITE);
+    Job *job;
+
+    bdrv_drain_all_begin();
+    rig_check(rig, 0, 10);
+
+    /* Jobs wait for the end; even so, pages that they stage can be used */
+    rig_add_range(rig, 0, 10);
+    job = rig_evict(rig);
+    RIG_WAIT(rig_count(rig, RWP_PAGE_STAGED) == 10);
+    rig_check(rig, 0, 5);
+    g_assert_cmpuint(fake_store_requests(FAKE_STORE_WRITE), ==, writes);
+    bdrv_drain_all_end();
+    g_assert_cmpint(rig_wait(job), ==, 0);
+    g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), ==, 15);
+
+    bdrv_drain_all_begin();
+    rig_add_range(rig, 0, 20);
+    job = rig_fetch(rig);
+    g_usleep(20000);
+    g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), ==, 15);
+    rig_check(rig, 5, 2);
+    bdrv_drain_all_end();
+    g_assert_cmpint(rig_wait(job), ==, 0);
+    rig_expect(rig, 0, 20, RWP_PAGE_LIVE);
+    rig_check(rig, 0, 20);
+    rig_free(rig);
+}
+
+/* Messages that nobody waits for any more, in every state */
+static void test_spurious(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 10, 0);
+    static const uint64_t flags[] = {
+        0, UFFD_PAGEFAULT_FLAG_MINOR, UFFD_PAGEFAULT_FLAG_WRITE,
+    };
+    Job *job;
+
+    fake_write(0, rig_value(0));
+    for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
+        fake_post(0, flags[i]);         /* LIVE */
+        fake_post(100 + i, flags[i]);   /* LIVE, never used */
+        fake_post(5 + i, flags[i]);     /* EVICTED */
+        fake_post(5 + i, flags[i]);     /* FETCHING */
+    }
+    fake_post(FAKE_NB_PAGES, 0);
+    rig_quiet(rig);
+    rig_check(rig, 0, 10);
+    g_assert_cmphex(fake_read(101), ==, 0);
+
+    fake_store_close_gate(FAKE_STORE_WRITE);
+    rig_add_range(rig, 0, 10);
+    job = rig_evict(rig);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_WRITE) == 1);
+    for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
+        fake_post(i, flags[i]);         /* STAGED */
+    }
+    rig_quiet(rig);
+    fake_store_open_gate(FAKE_STORE_WRITE);
+    g_assert_cmpint(rig_wait(job), ==, 0);
+    rig_check(rig, 0, 10);
+
+    /* A failing read of messages is tried again */
+    rig_evict_now(rig, 0, 10);
+    fake_fail(FAKE_READ_FAULTS, FAKE_ANY, 1, -EIO);
+    rig_check(rig, 0, 10);
+    rig_free(rig);
+}
+
+static void test_fetch_job(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 0);
+
+    rig_fill(0, 2 * BATCH);
+    fake_write(3, 0);
+    rig_evict_now(rig, 0, 2 * BATCH);
+    g_assert_cmpuint(rig_count(rig, RWP_PAGE_ZERO), ==, 1);
+    rig_fetch_now(rig, 0, BATCH);
+    rig_expect(rig, 0, BATCH, RWP_PAGE_LIVE);
+    rig_expect(rig, BATCH, BATCH, RWP_PAGE_EVICTED);
+    g_assert(fake_present(0) && !fake_present(3));
+    g_assert_cmpuint(stat64_get(&rig->s->stats.fetched_requested), ==,
+                     BATCH - 1);
+    rig_fetch_now(rig, 0, FAKE_NB_PAGES);
+    g_assert_cmpuint(rwp_pages_away(rig->s->pages), ==, 0);
+    g_assert_cmpint(fake_system.blockers, ==, 0);
+    /* With nothing away this is nothing to do */
+    rig_fetch_now(rig, 0, FAKE_NB_PAGES);
+    g_assert_cmphex(fake_read(3), ==, 0);
+    rig_check(rig, 0, 3);
+    rig_check(rig, 4, 2 * BATCH - 4);
+    rig_free(rig);
+}
+
+/* Both want the page: who comes first reads it, and once */
+static void test_fetch_race(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 10, 0);
+    FakeTouch *first, *second;
+    Job *job;
+
+    fake_store_close_gate(FAKE_STORE_READ);
+    first = fake_touch_start(5, 0);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 1);
+    rig_add_range(rig, 0, 10);
+    job = rig_fetch(rig);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 3);
+    second = fake_touch_start(6, NEW_VALUE);
+    RIG_WAIT(fake_idle());
+    fake_store_open_gate(FAKE_STORE_READ);
+    g_assert_cmphex(fake_touch_end(second), ==, NEW_VALUE);
+    g_assert_cmphex(fake_touch_end(first), ==, rig_value(5));
+    g_assert_cmpint(rig_wait(job), ==, 0);
+    g_assert_cmpuint(fake_store_requests(FAKE_STORE_READ), ==, 3);
+    g_assert_cmphex(fake_read(6), ==, NEW_VALUE);
+    rig_check(rig, 0, 6);
+    rig_check(rig, 7, 3);
+    rig_free(rig);
+}
+
+static void test_fetch_error(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 10, 0);
+    FakeTouch *touch;
+    Job *job;
+
+    fake_store_close_gate(FAKE_STORE_READ);
+    fake_store_fail(FAKE_STORE_READ, 1, -EIO);
+    rig_add_range(rig, 0, 10);
+    job = rig_fetch(rig);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 1);
+    touch = fake_touch_start(5, 0);
+    RIG_WAIT(fake_idle());
+    rig_discard(rig, 6, 1);
+    fake_store_open_gate(FAKE_STORE_READ);
+    /* The job fails, the thread is served all the same */
+    g_assert_cmpint(rig_wait(job), ==, -EIO);
+    g_assert_cmphex(fake_touch_end(touch), ==, rig_value(5));
+    rig_quiet(rig);
+    rig_expect(rig, 0, 5, RWP_PAGE_EVICTED);
+    rig_expect(rig, 6, 1, RWP_PAGE_LIVE);
+    g_assert_cmphex(fake_read(6), ==, 0);
+    rig_check(rig, 0, 6);
+    rig_check(rig, 7, 3);
+    rig_free(rig);
+}
+
+static void test_fetch_cancel(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 3 * BATCH, 0);
+    Job *job;
+
+    rig_set_speed(BATCH * FAKE_PAGE_SIZE / 4);
+    rig_add_range(rig, 0, 3 * BATCH);
+    job = rig_fetch(rig);
+    RIG_WAIT(rig_count(rig, RWP_PAGE_EVICTED) < 3 * BATCH);
+    rig_cancel(job);
+    g_assert_cmpint(rig_wait(job), ==, -ECANCELED);
+    g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), >=, BATCH);
+    rig_check(rig, 0, 3 * BATCH);
+    rig_free(rig);
+}
+
+/* No memory on the host for a page: the content must stay where it is */
+static void test_no_memory_fault(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 20, 8);
+
+    fake_fail(FAKE_COPY, 5, 2, -ENOMEM);
+    rig_check(rig, 5, 1);
+    /* As a neighbour */
+    fake_fail(FAKE_COPY, 12, 4, -ENOMEM);
+    rig_check(rig, 10, 10);
+    rig_free(rig);
+}
+
+static void test_no_memory_job(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 20, 8);
+
+    fake_fail(FAKE_COPY, 12, FAKE_ALWAYS, -ENOMEM);
+    rig_add_range(rig, 0, 20);
+    g_assert_cmpint(rig_wait(rig_fetch(rig)), ==, -ENOMEM);
+    rig_expect(rig, 12, 1, RWP_PAGE_EVICTED);
+    fake_fail(FAKE_COPY, 12, 0, 0);
+    rig_check(rig, 0, 20);
+    rig_free(rig);
+}
+
+static void test_no_memory_give_back(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 0);
+    Job *job;
+
+    rig_fill(0, 10);
+    fake_fail(FAKE_GIVE_BACK, 5, 2, -ENOMEM);
+    fake_store_close_gate(FAKE_STORE_WRITE);
+    rig_add_range(rig, 0, 10);
+    job = rig_evict(rig);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_WRITE) == 1);
+    rig_check(rig, 5, 1);
+    fake_fail(FAKE_GIVE_BACK, 7, 2, -ENOMEM);
+    fake_store_fail(FAKE_STORE_WRITE, 1, -EIO);
+    fake_store_open_gate(FAKE_STORE_WRITE);
+    g_assert_cmpint(rig_wait(job), ==, -EIO);
+    rig_check(rig, 0, 10);
+    rig_free(rig);
+}
+
+static void add_tests(void)
+{
+    rig_add("fault/basic", test_basic);
+    rig_add("fault/many", test_many);
+    rig_add("fault/same-page", test_same_page);
+    rig_add("fault/readahead", test_readahead);
+    rig_add("fault/readahead-arms", test_readahead_arms);
+    rig_add("fault/retry", test_retry);
+    rig_add("fault/retry-neighbours", test_retry_neighbours);
+    rig_add("fault/give-up", test_give_up);
+    rig_add("fault/drained", test_drained);
+    rig_add("fault/spurious", test_spurious);
+    rig_add("fetch/basic", test_fetch_job);
+    rig_add("fetch/race", test_fetch_race);
+    rig_add("fetch/error", test_fetch_error);
+    rig_add("fetch/cancel", test_fetch_cancel);
+    rig_add("no-memory/fault", test_no_memory_fault);
+    rig_add("no-memory/job", test_no_memory_job);
+    rig_add("no-memory/give-back", test_no_memory_give_back);
+}
+
+int main(int argc, char **argv)
+{
+    return rig_main(argc, argv, add_tests);
+}
