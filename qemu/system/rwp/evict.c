@@ -115,16 +115,24 @@ static void unwant_run(void *opaque, uint64_t first, uint64_t count)
     bitmap_clear(batch->wanted, first - batch->first, count);
 }
 
-/* Pages of the window that are of the right age */
+/*
+ * Pages of the window that are of the right age.  Evicted pages have ages
+ * too.
+ */
 static void want_by_age(RwpJob *job, RwpBatch *batch, uint8_t min_age,
                         uint8_t max_age)
 {
+    RwpState *s = job->s;
     uint64_t pos = batch->first, end = batch->first + batch->count;
     uint64_t start, count;
 
-    while (rwp_ages_next_run(job->s->ages, pos, end, min_age, max_age,
+    while (rwp_ages_next_run(s->ages, pos, end, min_age, max_age,
                              &start, &count)) {
-        want_run(batch, start, count);
+        for (uint64_t page = start; page < start + count; page++) {
+            if (rwp_pages_get(s->pages, page) == RWP_PAGE_LIVE) {
+                set_bit(page - batch->first, batch->wanted);
+            }
+        }
         pos = start + count;
     }
 }
@@ -432,28 +440,37 @@ static bool end_moved_page(RwpState *s, RwpBatch *batch, uint64_t i,
     RwpPage state = evicted_state(batch, i);
     int ret;
 
-    if (rwp_pages_get(s->pages, page) == RWP_PAGE_FETCHING) {
+    switch (rwp_pages_get(s->pages, page)) {
+    case RWP_PAGE_FETCHING:
         return false;
+    case RWP_PAGE_STAGED:
+        break;
+    default:
+        /* It was touched, or discarded, and is not ours any more */
+        return true;
     }
     if (written) {
-        if (rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, state)) {
-            count_evicted(s, state);
-        }
-    } else if (rwp_pages_move(s->pages, page, RWP_PAGE_STAGED,
-                              RWP_PAGE_FETCHING)) {
-        ret = s->mem->pager->give_back(s->mem, page,
-                                       batch->buf + i * s->mem->page_size);
-        trace_rwp_evict_give_back(s->id, page, ret);
-        if (ret < 0 && ret != -EEXIST) {
-            rwp_pages_finish(s->pages, page, RWP_PAGE_STAGED);
+        if (!rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, state)) {
             return false;
         }
-        rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
-        stat64_add(&s->stats.evict_failed, 1);
+        count_evicted(s, state);
+        return true;
     }
-    /* Otherwise it was touched, or discarded, and is not ours any more */
-    return rwp_pages_get(s->pages, page) != RWP_PAGE_STAGED &&
-           rwp_pages_get(s->pages, page) != RWP_PAGE_FETCHING;
+
+    if (!rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, RWP_PAGE_FETCHING)) {
+        return false;
+    }
+    ret = s->mem->pager->give_back(s->mem, page,
+                                   batch->buf + i * s->mem->page_size);
+    trace_rwp_evict_give_back(s->id, page, ret);
+    if (ret < 0 && ret != -EEXIST) {
+        rwp_pages_finish(s->pages, page, RWP_PAGE_STAGED);
+        return false;
+    }
+    rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
+    rwp_memory_wake(s->mem, page, 1);
+    stat64_add(&s->stats.evict_failed, 1);
+    return true;
 }
 
 /* The end of the eviction of pages that were moved aside */
@@ -611,12 +628,17 @@ static int coroutine_fn evict_ranges(RwpJob *job, Error **errp)
 static int coroutine_fn evict_by_age(RwpJob *job, Error **errp)
 {
     RwpState *s = job->s;
-    uint64_t budget = MIN(rwp_ages_at_least(s->ages, job->min_age),
-                          job->max_pages);
-    uint8_t threshold = rwp_ages_threshold(s->ages, budget, job->min_age);
+    /* Evicted pages have ages too, and are among the oldest */
+    uint64_t away = rwp_pages_away(s->pages);
+    uint64_t old = rwp_ages_at_least(s->ages, job->min_age);
+    uint64_t budget = MIN(old - MIN(old, away), job->max_pages);
+    uint8_t threshold = rwp_ages_threshold(s->ages, budget + away,
+                                           job->min_age);
     int ret = 0;
 
     job_progress_set_remaining(&job->common, rwp_state_page_bytes(s, budget));
+    /* More pages can have come to that age when the end is reached */
+    budget = job->max_pages;
     if (threshold < RWP_AGE_MAX) {
         ret = evict_range(job, &job->ranges[0], threshold + 1, RWP_AGE_MAX,
                           &budget, errp);
