@@ -3,8 +3,9 @@
 # Build, test and show qemu-rwp. "make help" lists the targets.
 #
 # The parts plug in by a rules.mk each (see the include below): they add
-# prerequisites to all, check, bench, clean and lines to HELP. A part may
-# expect TOP, B, PYTHON, JOBS and the target "configured".
+# prerequisites to all, bench and clean, names of suites to SUITES and lines to
+# HELP_PARTS. A part may expect TOP, B, PYTHON, JOBS, PARALLEL and the targets
+# configured and qemu.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -58,10 +59,15 @@ install: qemu
 refresh-patches: configured
 	@$(PYTHON) scripts/tree refresh qemu
 
-# -- tests ------------------------------------------------------------------
+# -- the other parts --------------------------------------------------------
 
 # A suite is a name that scripts/run-tests knows; a part may add its own.
-SUITES += tree unit qtest upstream integration harness
+SUITES := tree unit qtest upstream integration harness
+HELP_PARTS :=
+
+-include linux-rwp/rules.mk libvirt/rules.mk tests/bench/rules.mk demo/rules.mk
+
+# -- tests ------------------------------------------------------------------
 
 .PHONY: check
 check: all
@@ -99,6 +105,7 @@ make install          install QEMU under the prefix given to ./configure
 make demo             show it at work on a real Linux guest
 make check            all tests: a line each, the counts at the end
 make check-SUITE      one of them: $(SUITES)
+                      (TESTFLAGS=--only=PATTERN picks programs)
 make bench            measure against bare system calls
 make refresh-patches  turn commits in build/src/qemu into qemu/patches
 make clean            remove objects and results
@@ -108,7 +115,5 @@ endef
 
 .PHONY: help
 help:
-	$(info $(HELP))
+	$(info $(HELP)$(HELP_PARTS))
 	@:
-
--include linux-rwp/rules.mk libvirt/rules.mk tests/bench/rules.mk demo/rules.mk
