@@ -5,30 +5,8 @@
  *
  * Memory is gone through in windows of one batch.  Of each window, the
  * candidates are those pages that are old enough, or all that are
- * populated if ranges were given.
- *
- * If the original of a page stays in place while a copy is written (pager
- * punch), eviction has two phases:
- *
- *   stage    with nothing blocked: the pages are armed; copy, and write
- *            the copies to the store.  A copy is a guess.
- *   commit   hold; scan: pages that were touched since they were armed
- *            are given up; remove the others; release; wake.  No I/O.
- *
- * A write to the page after it was armed is either seen by the scan, or
- * comes after the beginning of the hold and then waits: so no write is
- * lost if the scan is done within the hold, the removal is done before the
- * release, and nobody else arms a page in between without looking whether
- * it was touched (rwp_scan_touched()).
- *
- * If the original is moved aside (pager move), the move is the commit.
- *
- * Memory that is mapped for DMA is neither staged nor removed: the host
- * kernel could write to it without being seen by any of this.
- *
- * All that does not wait for the store happens in one stretch without a
- * yield, and so cannot be interleaved with a cycle of the scanner or with
- * another batch, which run in the same thread.
+ * populated if ranges were given.  They are staged, written, and committed
+ * (see stage.c); some windows are being written at a time.
  *
  * Locking: the job's coroutine and those of its batches run in the work
  * thread.
@@ -36,39 +14,20 @@
 
 #include "qemu/osdep.h"
 #include "qemu/main-loop.h"
-#include "qemu/cutils.h"
-#include "qemu/error-report.h"
 #include "qapi/error.h"
 #include "events.h"
 #include "guard.h"
-#include "inject.h"
 #include "job.h"
 #include "scan.h"
+#include "stage.h"
 #include "store.h"
 #include "trace.h"
-
-/* How long to wait before looking at a page again */
-#define TAKE_BACK_POLL_NS 20000
 
 typedef struct BatchTask {
     AioTask task;
     RwpJob *job;
     RwpBatch *batch;
 } BatchTask;
-
-/* Calls @fn for runs of pages of @batch whose bit is in @map */
-static void batch_foreach_run(RwpBatch *batch, const unsigned long *map,
-                              RwpRunFunc *fn, void *opaque)
-{
-    uint64_t pos = find_first_bit(map, batch->count);
-
-    while (pos < batch->count) {
-        uint64_t end = find_next_zero_bit(map, batch->count, pos);
-
-        fn(opaque, batch->first + pos, end - pos);
-        pos = find_next_bit(map, batch->count, end);
-    }
-}
 
 static void batch_free(RwpJob *job, RwpBatch *batch)
 {
@@ -108,13 +67,6 @@ static void want_run(void *opaque, uint64_t first, uint64_t count)
     bitmap_set(batch->wanted, first - batch->first, count);
 }
 
-static void unwant_run(void *opaque, uint64_t first, uint64_t count)
-{
-    RwpBatch *batch = opaque;
-
-    bitmap_clear(batch->wanted, first - batch->first, count);
-}
-
 /*
  * Pages of the window that are of the right age.  Evicted pages have ages
  * too.
@@ -135,144 +87,6 @@ static void want_by_age(RwpJob *job, RwpBatch *batch, uint8_t min_age,
         }
         pos = start + count;
     }
-}
-
-typedef struct Rearm {
-    RwpState *s;
-    int ret;
-} Rearm;
-
-/* Pages that are evicted though they were touched not long ago */
-static void rearm_run(void *opaque, uint64_t first, uint64_t count)
-{
-    Rearm *rearm = opaque;
-    RwpState *s = rearm->s;
-    int ret;
-
-    if (rwp_scanner_running(s->scanner)) {
-        rwp_ages_touch(s->ages, first, count);
-    }
-    ret = s->mem->tracker->arm(s->mem, first, count);
-    if (ret < 0) {
-        rearm->ret = ret;
-    }
-}
-
-/*
- * Have every wanted page armed: touched ones are not wanted any more, or
- * armed again, if @force.
- */
-static int arm_wanted(RwpState *s, RwpBatch *batch, bool force)
-{
-    Rearm rearm = { .s = s };
-
-    return rwp_scan_touched(s, batch->first, batch->count,
-                            force ? rearm_run : unwant_run,
-                            force ? (void *)&rearm : batch) ?: rearm.ret;
-}
-
-/* Take ownership of the wanted pages; those that are in use are left */
-static void claim(RwpState *s, RwpBatch *batch, RwpPage state)
-{
-    for (uint64_t i = find_first_bit(batch->wanted, batch->count);
-         i < batch->count;
-         i = find_next_bit(batch->wanted, batch->count, i + 1)) {
-        if (!rwp_pages_move(s->pages, batch->first + i, RWP_PAGE_LIVE,
-                            state)) {
-            clear_bit(i, batch->wanted);
-        }
-    }
-}
-
-/* A claimed page cannot be taken */
-static void unclaim(RwpState *s, RwpBatch *batch, uint64_t page, int err)
-{
-    clear_bit(page - batch->first, batch->wanted);
-    trace_rwp_evict_unclaim(s->id, page, err);
-    if (s->mem->pager->stays) {
-        rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, RWP_PAGE_LIVE);
-    } else {
-        rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
-    }
-    if (err != -ENOENT) {
-        stat64_add(&s->stats.evict_busy, 1);
-    }
-}
-
-typedef struct Take {
-    RwpState *s;
-    RwpBatch *batch;
-} Take;
-
-static void take_run(void *opaque, uint64_t first, uint64_t count)
-{
-    Take *take = opaque;
-    RwpState *s = take->s;
-    RwpBatch *batch = take->batch;
-    bool stays = s->mem->pager->stays;
-
-    while (count) {
-        int64_t taken = s->mem->pager->take(s->mem, first, count,
-            batch->buf + (first - batch->first) * s->mem->page_size);
-
-        if (taken < 0) {
-            unclaim(s, batch, first, taken);
-            taken = 1;
-        } else if (!stays) {
-            for (int64_t i = 0; i < taken; i++) {
-                rwp_pages_finish(s->pages, first + i, RWP_PAGE_STAGED);
-            }
-        }
-        first += taken;
-        count -= taken;
-    }
-}
-
-static void find_zero_pages(RwpState *s, RwpBatch *batch)
-{
-    bitmap_zero(batch->zero, batch->count);
-    for (uint64_t i = find_first_bit(batch->wanted, batch->count);
-         i < batch->count;
-         i = find_next_bit(batch->wanted, batch->count, i + 1)) {
-        if (buffer_is_zero(batch->buf + i * s->mem->page_size,
-                           s->mem->page_size)) {
-            set_bit(i, batch->zero);
-        }
-    }
-}
-
-/* The content of the wanted pages is in the buffer after this */
-static int stage(RwpJob *job, RwpBatch *batch)
-{
-    RwpState *s = job->s;
-    RwpMemory *mem = s->mem;
-    uint64_t chunk = batch->first / mem->chunk_pages;
-    Take take = { .s = s, .batch = batch };
-    int ret;
-
-    ret = mem->tracker->trap(mem, chunk);
-    if (ret < 0) {
-        return ret;
-    }
-    ret = arm_wanted(s, batch, job->explicit_ranges ||
-                               !rwp_scanner_running(s->scanner));
-    if (ret < 0) {
-        return ret;
-    }
-    if (rwp_guard_pinned(s, chunk)) {
-        stat64_add(&s->stats.evict_busy,
-                   bitmap_count_one(batch->wanted, batch->count));
-        bitmap_zero(batch->wanted, batch->count);
-    }
-    claim(s, batch, mem->pager->stays ? RWP_PAGE_STAGED : RWP_PAGE_LEAVING);
-    rwp_batch_add(&s->batches, batch);
-    batch_foreach_run(batch, batch->wanted, take_run, &take);
-    if (!mem->pager->stays) {
-        /* Who touched a page while it was being moved waits for this */
-        rwp_memory_wake(mem, batch->first, batch->count);
-    }
-    find_zero_pages(s, batch);
-    return 0;
 }
 
 static int coroutine_fn write_batch(RwpJob *job, RwpBatch *batch)
@@ -304,187 +118,6 @@ static int coroutine_fn write_batch(RwpJob *job, RwpBatch *batch)
     return 0;
 }
 
-static void count_evicted(RwpState *s, RwpPage state)
-{
-    stat64_add(&s->stats.evicted, 1);
-    if (state == RWP_PAGE_ZERO) {
-        stat64_add(&s->stats.evicted_zero, 1);
-    }
-}
-
-static RwpPage evicted_state(RwpBatch *batch, uint64_t i)
-{
-    return test_bit(i, batch->zero) ? RWP_PAGE_ZERO : RWP_PAGE_EVICTED;
-}
-
-static void ignore_run(void *opaque, uint64_t first, uint64_t count)
-{
-}
-
-typedef struct Remove {
-    RwpState *s;
-    RwpBatch *batch;
-} Remove;
-
-/* Remove pages that are LEAVING */
-static void remove_run(void *opaque, uint64_t first, uint64_t count)
-{
-    Remove *remove = opaque;
-    RwpState *s = remove->s;
-    RwpBatch *batch = remove->batch;
-    int ret = s->mem->pager->remove(s->mem, first, count);
-
-    trace_rwp_evict_remove(s->id, first, count, ret);
-    for (uint64_t i = 0; i < count; i++) {
-        RwpPage state = ret < 0 ? RWP_PAGE_LIVE :
-                        evicted_state(batch, first + i - batch->first);
-
-        if (rwp_pages_finish(s->pages, first + i, state) == RWP_PAGE_LIVE) {
-            stat64_add(&s->stats.evict_cancelled, 1);
-        } else {
-            count_evicted(s, state);
-        }
-    }
-}
-
-/* Within a hold: remove the wanted pages that were not touched */
-static int remove_untouched(RwpState *s, RwpBatch *batch)
-{
-    Remove remove = { .s = s, .batch = batch };
-    bool pinned = rwp_guard_pinned(s, batch->first / s->mem->chunk_pages);
-    int ret = 0;
-
-    if (!rwp_inject(RWP_INJECT_SKIP_RESCAN)) {
-        ret = rwp_scan_touched(s, batch->first, batch->count, ignore_run,
-                               NULL);
-    }
-    for (uint64_t i = find_first_bit(batch->wanted, batch->count);
-         i < batch->count;
-         i = find_next_bit(batch->wanted, batch->count, i + 1)) {
-        uint64_t page = batch->first + i;
-
-        if ((ret < 0 || pinned) &&
-            rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, RWP_PAGE_LIVE)) {
-            stat64_add(&s->stats.evict_busy, 1);
-        }
-        if (!rwp_pages_move(s->pages, page, RWP_PAGE_STAGED,
-                            RWP_PAGE_LEAVING)) {
-            /* Touched: the scan or the fault service cancelled it */
-            clear_bit(i, batch->wanted);
-        }
-    }
-    if (rwp_inject(RWP_INJECT_EARLY_WAKE)) {
-        s->mem->tracker->release(s->mem,
-                                 batch->first / s->mem->chunk_pages);
-        rwp_memory_wake(s->mem, batch->first, batch->count);
-        g_usleep(1000);
-    }
-    batch_foreach_run(batch, batch->wanted, remove_run, &remove);
-    return ret;
-}
-
-/* The second phase, if the original stayed in place */
-static int commit(RwpState *s, RwpBatch *batch)
-{
-    RwpMemory *mem = s->mem;
-    uint64_t chunk = batch->first / mem->chunk_pages;
-    bool skip_hold = rwp_inject(RWP_INJECT_SKIP_HOLD);
-    int64_t start_ns = get_clock();
-    int64_t ns;
-    int ret = 0, release_ret = 0;
-
-    if (!skip_hold) {
-        ret = mem->tracker->hold(mem, chunk);
-        if (ret < 0) {
-            return ret;
-        }
-    }
-    ret = remove_untouched(s, batch);
-    if (!skip_hold) {
-        release_ret = mem->tracker->release(mem, chunk);
-    }
-    ns = get_clock() - start_ns;
-    rwp_memory_wake(mem, batch->first, batch->count);
-
-    stat64_add(&s->stats.commits, 1);
-    stat64_add(&s->stats.commit_total_ns, ns);
-    stat64_max(&s->stats.commit_max_ns, ns);
-    trace_rwp_evict_commit(s->id, batch->first, batch->count, ns, ret);
-    return ret < 0 ? ret : release_ret;
-}
-
-/* The store cannot be written: the staged originals stay */
-static void give_up(RwpState *s, RwpBatch *batch)
-{
-    for (uint64_t i = find_first_bit(batch->wanted, batch->count);
-         i < batch->count;
-         i = find_next_bit(batch->wanted, batch->count, i + 1)) {
-        if (rwp_pages_move(s->pages, batch->first + i, RWP_PAGE_STAGED,
-                           RWP_PAGE_LIVE)) {
-            stat64_add(&s->stats.evict_failed, 1);
-        }
-    }
-}
-
-/*
- * Try to end the eviction of page number @i of @batch, which was moved
- * aside.
- *
- * Returns false if that has to be tried again later: the fault service is
- * at it, or the host has no memory for giving it back.
- */
-static bool end_moved_page(RwpState *s, RwpBatch *batch, uint64_t i,
-                           bool written)
-{
-    uint64_t page = batch->first + i;
-    RwpPage state = evicted_state(batch, i);
-    int ret;
-
-    switch (rwp_pages_get(s->pages, page)) {
-    case RWP_PAGE_FETCHING:
-        return false;
-    case RWP_PAGE_STAGED:
-        break;
-    default:
-        /* It was touched, or discarded, and is not ours any more */
-        return true;
-    }
-    if (written) {
-        if (!rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, state)) {
-            return false;
-        }
-        count_evicted(s, state);
-        return true;
-    }
-
-    if (!rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, RWP_PAGE_FETCHING)) {
-        return false;
-    }
-    ret = s->mem->pager->give_back(s->mem, page,
-                                   batch->buf + i * s->mem->page_size);
-    trace_rwp_evict_give_back(s->id, page, ret);
-    if (ret < 0 && ret != -EEXIST) {
-        rwp_pages_finish(s->pages, page, RWP_PAGE_STAGED);
-        return false;
-    }
-    rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
-    rwp_memory_wake(s->mem, page, 1);
-    stat64_add(&s->stats.evict_failed, 1);
-    return true;
-}
-
-/* The end of the eviction of pages that were moved aside */
-static void coroutine_fn end_moved(RwpState *s, RwpBatch *batch, bool written)
-{
-    for (uint64_t i = find_first_bit(batch->wanted, batch->count);
-         i < batch->count;
-         i = find_next_bit(batch->wanted, batch->count, i + 1)) {
-        while (!end_moved_page(s, batch, i, written)) {
-            qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, TAKE_BACK_POLL_NS);
-        }
-    }
-}
-
 static int coroutine_fn batch_task(AioTask *task)
 {
     BatchTask *t = container_of(task, BatchTask, task);
@@ -496,13 +129,13 @@ static int coroutine_fn batch_task(AioTask *task)
     ret = write_batch(job, batch);
     if (s->mem->pager->stays) {
         if (ret == 0) {
-            ret = commit(s, batch);
+            ret = rwp_stage_commit(s, batch);
         }
         if (ret < 0) {
-            give_up(s, batch);
+            rwp_stage_give_up(s, batch);
         }
     } else {
-        end_moved(s, batch, ret == 0);
+        rwp_stage_end_moved(s, batch, ret == 0);
     }
     rwp_batch_remove(&s->batches, batch);
     s->mem->pager->buffer_reset(s->mem, batch->buf, batch->count);
@@ -551,7 +184,8 @@ static int coroutine_fn evict_window(RwpJob *job, uint64_t first,
         (*pages)--;
     }
 
-    ret = stage(job, batch);
+    ret = rwp_stage(s, batch, job->explicit_ranges ||
+                              !rwp_scanner_running(s->scanner));
     if (ret < 0) {
         g_ptr_array_add(job->batches, batch);
         return ret;

@@ -144,6 +144,7 @@ static void touch_at(const RigKind *kind, FakeCall call, bool before,
 {
     Rig *rig = rig_new(kind, 1);
     RigTouch touch = { .page = 5, .value = NEW_VALUE, .wait = wait };
+    Job *job;
 
     rig_fill(0, 10);
     if (before) {
@@ -151,10 +152,17 @@ static void touch_at(const RigKind *kind, FakeCall call, bool before,
     } else {
         fake_after(call, rig_touch, &touch);
     }
-    rig_evict_now(rig, 0, 10);
-    g_assert(touch.touch);
-    g_assert_cmphex(fake_touch_end(touch.touch), ==, NEW_VALUE);
+    if (!rig_stays(rig)) {
+        /* So that the page is still staged when the touch is dealt with */
+        fake_store_close_gate(FAKE_STORE_WRITE);
+    }
+    rig_add_range(rig, 0, 10);
+    job = rig_evict(rig);
+    RIG_WAIT(qatomic_read(&touch.touch) && fake_touch_done(touch.touch));
     rig_quiet(rig);
+    fake_store_open_gate(FAKE_STORE_WRITE);
+    g_assert_cmpint(rig_wait(job), ==, 0);
+    g_assert_cmphex(fake_touch_end(touch.touch), ==, NEW_VALUE);
     if (stays) {
         g_assert_cmpuint(fake_store_requests(FAKE_STORE_READ), ==, 0);
         g_assert_cmpuint(stat64_get(&rig->s->stats.evict_cancelled), ==, 1);

@@ -248,6 +248,35 @@ static void test_guard(const RigKind *kind)
     rig_free(rig);
 }
 
+/* Memory that is mapped for DMA stays, and so does the rest of its chunk */
+static void test_pinned(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 1);
+    const RAMBlockPager *pager = rig->rb.pager;
+    void *opaque = rig->rb.pager_opaque;
+    uint64_t offset = (FAKE_CHUNK_PAGES - 1) * FAKE_PAGE_SIZE;
+
+    rig_fill(0, 3 * FAKE_CHUNK_PAGES);
+    /* One mapping, that reaches into two chunks */
+    pager->pin(opaque, offset, 2 * FAKE_PAGE_SIZE);
+    pager->pin(opaque, offset, FAKE_PAGE_SIZE);
+    rig_evict_now(rig, 0, 3 * FAKE_CHUNK_PAGES);
+    rig_expect(rig, 0, 2 * FAKE_CHUNK_PAGES, RWP_PAGE_LIVE);
+    rig_expect(rig, 2 * FAKE_CHUNK_PAGES, FAKE_CHUNK_PAGES, RWP_PAGE_EVICTED);
+    g_assert_cmpuint(stat64_get(&rig->s->stats.evict_busy), ==,
+                     2 * FAKE_CHUNK_PAGES);
+
+    pager->unpin(opaque, offset, 2 * FAKE_PAGE_SIZE);
+    rig_evict_now(rig, 0, 2 * FAKE_CHUNK_PAGES);
+    rig_expect(rig, 0, FAKE_CHUNK_PAGES, RWP_PAGE_LIVE);
+    rig_expect(rig, FAKE_CHUNK_PAGES, FAKE_CHUNK_PAGES, RWP_PAGE_EVICTED);
+    pager->unpin(opaque, offset, FAKE_PAGE_SIZE);
+    rig_evict_now(rig, 0, FAKE_CHUNK_PAGES);
+    rig_expect(rig, 0, 3 * FAKE_CHUNK_PAGES, RWP_PAGE_EVICTED);
+    rig_check(rig, 0, 3 * FAKE_CHUNK_PAGES);
+    rig_free(rig);
+}
+
 /* Guest threads for the rest of the tests; each has every NTH page */
 #define GUEST_THREADS 3
 
@@ -434,6 +463,7 @@ static void add_tests(void)
     rig_add("job/pause", test_pause);
     rig_add("job/overlap", test_overlap);
     rig_add("guard", test_guard);
+    rig_add("pinned", test_pinned);
     rig_add_stays("control", test_control);
     rig_add("storm", test_storm);
 }
