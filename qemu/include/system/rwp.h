@@ -3,8 +3,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * What the memory backend and the core memory code need of it; see
- * docs/devel/rwp.rst for the whole.
+ * What the memory backend needs of it.
  */
 #ifndef SYSTEM_RWP_H
 #define SYSTEM_RWP_H

@@ -44,6 +44,23 @@ static void put_back(RwpState *s, uint64_t first, uint64_t count)
     rwp_memory_wake(s->mem, first, count);
 }
 
+static void *buffer_get(RwpJob *job)
+{
+    if (job->buffers->len) {
+        return g_ptr_array_steal_index_fast(job->buffers,
+                                            job->buffers->len - 1);
+    }
+    return qemu_try_memalign(qemu_real_host_page_size(),
+                             rwp_state_page_bytes(job->s, job->batch_pages));
+}
+
+static void buffer_put(RwpJob *job, void *buf)
+{
+    if (buf) {
+        g_ptr_array_add(job->buffers, buf);
+    }
+}
+
 static int coroutine_fn fetch_task(AioTask *task)
 {
     FetchTask *t = container_of(task, FetchTask, task);
@@ -51,8 +68,7 @@ static int coroutine_fn fetch_task(AioTask *task)
     RwpState *s = job->s;
     uint64_t offset = rwp_state_page_bytes(s, t->first);
     uint64_t bytes = rwp_state_page_bytes(s, t->count);
-    QEMU_AUTO_VFREE void *buf = qemu_try_memalign(qemu_real_host_page_size(),
-                                                  bytes);
+    void *buf = buffer_get(job);
     int ret = buf ? rwp_store_read(s->store, offset, bytes, buf) : -ENOMEM;
     uint64_t placed;
 
@@ -61,9 +77,11 @@ static int coroutine_fn fetch_task(AioTask *task)
         stat64_add(&s->stats.fetch_errors, 1);
         rwp_job_failed_at(job, offset);
         put_back(s, t->first, t->count);
+        buffer_put(job, buf);
         return ret;
     }
     placed = rwp_faults_place(s, t->first, t->count, buf);
+    buffer_put(job, buf);
     stat64_add(&s->stats.fetched_requested, placed);
     return placed == t->count ? 0 : -ENOMEM;
 }
@@ -168,6 +186,7 @@ static int coroutine_fn fetch_run(Job *common, Error **errp)
     int ret;
 
     job->pool = aio_task_pool_new(RWP_JOB_PARALLEL);
+    job->buffers = g_ptr_array_new_with_free_func(qemu_vfree);
     job_progress_set_remaining(&job->common,
                                rwp_state_page_bytes(s, count_evicted(job)));
     for (size_t i = 0; i < job->nb_ranges; i++) {
@@ -182,6 +201,7 @@ static int coroutine_fn fetch_run(Job *common, Error **errp)
                          job->error_offset);
     }
     aio_task_pool_free(job->pool);
+    g_ptr_array_unref(job->buffers);
     return ret;
 }
 

@@ -40,7 +40,8 @@ typedef struct RwpJob {
 
     /* Work thread only */
     AioTaskPool *pool;
-    GPtrArray *batches;         /* idle ones */
+    GPtrArray *batches;         /* of rwp-evict: idle ones */
+    GPtrArray *buffers;         /* of rwp-fetch: idle ones */
     bool failed;
     uint64_t error_offset;      /* of the first failed access */
 } RwpJob;

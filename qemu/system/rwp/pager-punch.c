@@ -11,9 +11,13 @@
 #include "qemu/osdep.h"
 #include "qemu/memalign.h"
 #include "qapi/error.h"
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include "uapi.h"
 #include "pager.h"
+
+/* Pages that mincore(2) is asked about at a time */
+#define INCORE_PAGES 4096
 
 static void *punch_buffer_new(RwpMemory *mem, uint64_t count, Error **errp)
 {
@@ -71,29 +75,55 @@ static int punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)
     return ret < 0 ? -errno : 0;
 }
 
+/* Calls @fn for the runs of pages that are set in @vec, see mincore(2) */
+static void report_incore(uint64_t first, uint64_t count,
+                          const unsigned char *vec, RwpRunFunc *fn,
+                          void *opaque)
+{
+    uint64_t pos = 0;
+
+    while (pos < count) {
+        uint64_t start = pos;
+
+        while (pos < count && (vec[pos] & 1) == (vec[start] & 1)) {
+            pos++;
+        }
+        if (vec[start] & 1) {
+            fn(opaque, first + start, pos - start);
+        }
+    }
+}
+
+/*
+ * mincore(2) sees pages that are in the file, mapped or not.  It takes
+ * pages that the host has swapped out for holes: they are evicted already.
+ * lseek(2) with SEEK_HOLE would see them, but walks to the end of the data,
+ * which makes going through a large file quadratic.
+ */
 static int punch_populated(RwpMemory *mem, uint64_t first, uint64_t count,
                            RwpRunFunc *fn, void *opaque)
 {
-    off_t pos = first * mem->page_size;
-    off_t end = (first + count) * mem->page_size;
+    unsigned char vec[INCORE_PAGES];
 
-    while (pos < end) {
-        off_t data = lseek(mem->fd, pos, SEEK_DATA);
-        off_t hole;
+    if (mem->page_size != qemu_real_host_page_size()) {
+        /* For huge pages it sees only those that are mapped */
+        fn(opaque, first, count);
+        return 0;
+    }
+    while (count) {
+        uint64_t nb = MIN(count, INCORE_PAGES);
+        int ret;
 
-        if (data < 0) {
-            return errno == ENXIO ? 0 : -errno;
-        }
-        if (data >= end) {
-            return 0;
-        }
-        hole = lseek(mem->fd, data, SEEK_HOLE);
-        if (hole < 0) {
+        do {
+            ret = mincore((void *)(uintptr_t)rwp_memory_host(mem, first),
+                          nb * mem->page_size, vec);
+        } while (ret < 0 && errno == EAGAIN);
+        if (ret < 0) {
             return -errno;
         }
-        hole = MIN(hole, end);
-        fn(opaque, data / mem->page_size, (hole - data) / mem->page_size);
-        pos = hole;
+        report_incore(first, nb, vec, fn, opaque);
+        first += nb;
+        count -= nb;
     }
     return 0;
 }

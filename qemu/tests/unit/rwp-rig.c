@@ -251,6 +251,14 @@ void rig_touch(void *opaque, uint64_t first, uint64_t count)
         g_assert_cmpint(g_get_monotonic_time(), <, end_us);
         g_usleep(50);
     }
+    if (!t->wait) {
+        /* Let the fault service see the page as it is now */
+        while (!fake_idle()) {
+            g_assert_cmpint(g_get_monotonic_time(), <, end_us);
+            g_usleep(50);
+        }
+        g_usleep(2000);
+    }
 }
 
 typedef struct RigTest {
