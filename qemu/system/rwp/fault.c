@@ -61,9 +61,6 @@
 /* Sequential access patterns that are followed at a time */
 #define MAX_STREAMS 8
 
-/* With that many pages away it may be time to settle */
-#define SETTLE_AWAY 4
-
 /* Pause before a failed read is tried again; doubled each time */
 #define RETRY_MIN_NS (50 * SCALE_MS)
 #define RETRY_MAX_NS (10 * NANOSECONDS_PER_SECOND)
@@ -112,13 +109,7 @@ static void record_latency(RwpState *s, int64_t ns)
 static void finish_live(RwpState *s, uint64_t page)
 {
     rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
-    /*
-     * Not 0: another thread that tries to claim a page raises the number
-     * for a moment.  Whether it is 0 is looked at in the main loop.
-     */
-    if (rwp_pages_away(s->pages) <= SETTLE_AWAY) {
-        rwp_state_settle_soon(s);
-    }
+    rwp_state_settle_soon(s);
 }
 
 /* Put one page in place.  It is there already if somebody was faster. */
@@ -307,8 +298,9 @@ static void release_neighbours(Fetch *fetch)
     for (uint64_t i = 1; i < fetch->count; i++) {
         rwp_pages_finish(s->pages, fetch->page + i, RWP_PAGE_EVICTED);
     }
-    /* Somebody may have touched one meanwhile */
+    /* Somebody may have touched one meanwhile, or given it back */
     rwp_memory_wake(s->mem, fetch->page + 1, fetch->count - 1);
+    rwp_state_settle_soon(s);
     fetch->count = 1;
 }
 

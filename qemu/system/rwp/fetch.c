@@ -42,6 +42,7 @@ static void put_back(RwpState *s, uint64_t first, uint64_t count)
     }
     /* Who touched one meanwhile waits for this */
     rwp_memory_wake(s->mem, first, count);
+    rwp_state_settle_soon(s);
 }
 
 static void *buffer_get(RwpJob *job)

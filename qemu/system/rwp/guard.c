@@ -81,9 +81,7 @@ static void guard_discard(void *opaque, uint64_t offset, uint64_t length)
     rwp_ages_forget(s->ages, first, count);
     stat64_add(&s->stats.dropped, dropped);
     trace_rwp_discard(s->id, offset, length, dropped);
-    if (rwp_pages_away(s->pages) == 0) {
-        rwp_state_settle_soon(s);
-    }
+    rwp_state_settle_soon(s);
 }
 
 static void guard_pin(void *opaque, uint64_t offset, uint64_t length)

@@ -32,6 +32,9 @@
 #include "trace.h"
 #include "uapi.h"
 
+/* With that many pages away it may be time to settle */
+#define SETTLE_AWAY 4
+
 static const RwpTrackerOps *const trackers[] = {
     [RWP_TRACKER_RWP] = &rwp_tracker_rwp,
     [RWP_TRACKER_ZAP] = &rwp_tracker_zap,
@@ -263,6 +266,13 @@ static void settle_bh(void *opaque)
 
 void rwp_state_settle_soon(RwpState *s)
 {
+    /*
+     * Not 0: another thread that tries to claim a page raises the number
+     * for a moment.  Whether it is 0 is looked at in the main loop.
+     */
+    if (rwp_pages_away(s->pages) > SETTLE_AWAY) {
+        return;
+    }
     /* With tracking on, every fault in a quiet chunk comes through here */
     if (qatomic_read(&s->guarded) || !rwp_scanner_running(s->scanner)) {
         qemu_bh_schedule(s->settle_bh);

@@ -142,7 +142,10 @@ bool rwp_state_need_store(RwpState *s, const char *node_name, Error **errp);
  */
 void rwp_state_settle(RwpState *s);
 
-/** rwp_state_settle_soon: call rwp_state_settle() from the main loop. */
+/**
+ * rwp_state_settle_soon: a page is back; call rwp_state_settle() from the
+ * main loop if it may have been the last.  Cheap, never waits.
+ */
 void rwp_state_settle_soon(RwpState *s);
 
 /**
