@@ -10,6 +10,7 @@
 
 #include "qemu/queue.h"
 #include "qemu/thread.h"
+#include "system/iothread.h"
 #include "rwp-fake.h"
 
 #define FAKE_GARBAGE 0xee
@@ -69,5 +70,9 @@ void fake_wake_range(uint64_t first, uint64_t count);
 /* Pages appear with content from @buf, or zero, and wake */
 int fake_place_pages(FakeCall call, uint64_t first, uint64_t count,
                      const uint8_t *buf);
+
+/* Of tests/unit/iothread.h, which cannot be included beside the real one */
+IOThread *iothread_new(void);
+void iothread_join(IOThread *iothread);
 
 #endif

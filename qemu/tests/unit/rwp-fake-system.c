@@ -20,11 +20,8 @@
 #include "system/qtest.h"
 #include "system/runstate.h"
 #include "system/runstate-action.h"
-#include "rwp-fake.h"
-
-/* Of tests/unit/iothread.h, which cannot be included beside the real one */
-IOThread *iothread_new(void);
-void iothread_join(IOThread *iothread);
+#include "system/rwp/foreign.h"
+#include "rwp-fake-int.h"
 
 /* How often a request looks whether the gate is open */
 #define GATE_POLL_NS (SCALE_MS / 4)
@@ -300,4 +297,9 @@ void qapi_event_send_rwp_cycle(const char *id, int64_t cycle, uint64_t hot,
 {
     GLOBAL_STATE_CODE();
     fake_system.cycles++;
+}
+
+bool rwp_foreign_check(const char *id, Error **errp)
+{
+    return true;
 }

@@ -26,9 +26,9 @@
             if (g_get_monotonic_time() > end_us_) {                 \
                 g_error("waited in vain for: %s", #condition);      \
             }                                                       \
-            while (aio_poll(qemu_get_aio_context(), false)) {       \
+            if (!aio_poll(qemu_get_aio_context(), false)) {         \
+                g_usleep(100);                                      \
             }                                                       \
-            g_usleep(100);                                          \
         }                                                           \
     } while (0)
 

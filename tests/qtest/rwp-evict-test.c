@@ -1,0 +1,473 @@
+/*
+ * QTest of memory-backend-rwp: eviction and fetching
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Memory is filled with a pattern, evicted, and compared when it was
+ * fetched, by a touch or by a job; on the way the map, the figures and the
+ * store are looked at.  There is no guest: memory is touched by the main
+ * loop, which holds the BQL.
+ *
+ * Each test is run for each kind of backend that the host can do.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/host-utils.h"
+#include "libqos/malloc-pc.h"
+#include "libqos/pci-pc.h"
+#include "libqos/virtio-pci.h"
+#include "standard-headers/linux/virtio_balloon.h"
+#include "standard-headers/linux/virtio_ids.h"
+#include "rwp/rwp-helpers.h"
+
+#define VM_TEST(variant, options, arguments)                    \
+    RwpVM *vm;                                                  \
+                                                                \
+    if (rwp_skip(variant)) {                                    \
+        return;                                                 \
+    }                                                           \
+    vm = rwp_vm_new(variant, options, arguments)
+
+#define START RWP_TEST_START
+#define SIZE RWP_TEST_SIZE
+#define HALF (RWP_TEST_SIZE / 2)
+
+#define TRACK(interval) \
+    "{ 'execute': 'rwp-track-start', 'arguments': { 'id': 'mem0', " \
+    "'interval': " interval " } }"
+
+/* Bytes that are not in memory */
+static uint64_t away(RwpVM *vm)
+{
+    return rwp_get(vm, "evicted") + rwp_get(vm, "zero");
+}
+
+static uint64_t pages(RwpVM *vm, uint64_t bytes)
+{
+    return bytes / vm->variant->page_size;
+}
+
+/* Assert that the store holds the pattern */
+static void check_store(RwpVM *vm, uint64_t offset, uint64_t length,
+                        uint64_t seed)
+{
+    g_autofree char *path = g_build_filename(vm->dir, "store0", NULL);
+    g_autofree void *wanted = g_malloc(length);
+    g_autofree void *found = g_malloc(length);
+    int fd = open(path, O_RDONLY);
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(pread(fd, found, length, offset), ==, length);
+    close(fd);
+    rwp_pattern(wanted, offset, length, seed);
+    g_assert_cmpmem(found, length, wanted, length);
+}
+
+static void test_ranges(const void *variant)
+{
+    uint64_t resident;
+    VM_TEST(variant, "", "");
+
+    rwp_fill(vm, START, SIZE, 1);
+    resident = rwp_get(vm, "resident");
+
+    rwp_evict(vm, START, HALF);
+    rwp_expect_state(vm, START, HALF, "evicted");
+    rwp_expect_state(vm, START + HALF, HALF, "resident");
+    g_assert_cmpuint(rwp_get(vm, "evicted"), ==, HALF);
+    g_assert_cmpuint(rwp_get(vm, "resident"), ==, resident - HALF);
+    g_assert_cmpuint(rwp_get(vm, "evict.pages"), ==, pages(vm, HALF));
+    g_assert_cmpuint(rwp_get(vm, "evict.bytes-written"), ==, HALF);
+    g_assert_cmpuint(rwp_get(vm, "evict.failed"), ==, 0);
+    check_store(vm, START, HALF, 1);
+
+    /* Again, with what is evicted or was never used already in between */
+    rwp_job(vm, RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE ", "
+                          RWP_RANGE ", " RWP_RANGE " ]"),
+            (uint64_t)START, (uint64_t)SIZE,
+            (uint64_t)START + HALF, (uint64_t)HALF,
+            (uint64_t)RWP_TEST_END, (uint64_t)SIZE);
+    rwp_expect_state(vm, START, SIZE, "evicted");
+    if (vm->variant->sees_untouched) {
+        rwp_expect_state(vm, RWP_TEST_END, SIZE, "untouched");
+        g_assert_cmpuint(rwp_get(vm, "evict.pages"), ==, pages(vm, SIZE));
+    }
+    check_store(vm, START, SIZE, 1);
+
+    rwp_check(vm, START, SIZE, 1);
+    rwp_expect_state(vm, START, SIZE, "resident");
+    g_assert_cmpuint(rwp_get(vm, "evicted"), ==, 0);
+    g_assert_cmpuint(rwp_get(vm, "fetch.fault") +
+                     rwp_get(vm, "fetch.readahead"), ==, pages(vm, SIZE));
+    g_assert_cmpuint(rwp_get(vm, "fetch.errors"), ==, 0);
+    g_assert_cmpuint(rwp_get(vm, "fetch.waiting"), ==, 0);
+    rwp_vm_free(vm);
+}
+
+/* Pages come back as they were left, however often */
+static void test_again(const void *variant)
+{
+    VM_TEST(variant, "", "");
+
+    for (int i = 1; i <= 5; i++) {
+        /* Every second time into memory that is evicted */
+        rwp_fill(vm, START, HALF, i);
+        rwp_evict(vm, START, SIZE);
+        if (i % 2) {
+            rwp_check(vm, START, HALF, i);
+        }
+    }
+    /* A part of a page is written: the rest of it is fetched */
+    rwp_fill(vm, START, HALF, 6);
+    rwp_evict(vm, START, SIZE);
+    for (uint64_t pos = START; pos < START + HALF; pos += 4 * KiB) {
+        qtest_writeb(vm->qts, pos, 0x55);
+    }
+    for (uint64_t pos = START; pos < START + HALF; pos += 4 * KiB) {
+        uint64_t word;
+
+        rwp_pattern(&word, pos + 4 * KiB - 8, 8, 6);
+        g_assert_cmphex(qtest_readb(vm->qts, pos), ==, 0x55);
+        g_assert_cmphex(qtest_readq(vm->qts, pos + 4 * KiB - 8), ==, word);
+    }
+    rwp_vm_free(vm);
+}
+
+static void test_zero(const void *variant)
+{
+    VM_TEST(variant, "", "");
+
+    qtest_memset(vm->qts, START, 0, SIZE);
+    rwp_expect_state(vm, START, SIZE, "resident");
+    rwp_evict(vm, START, SIZE);
+    rwp_expect_state(vm, START, SIZE, "zero");
+    g_assert_cmpuint(rwp_get(vm, "zero"), ==, SIZE);
+    g_assert_cmpuint(rwp_get(vm, "evicted"), ==, 0);
+    g_assert_cmpuint(rwp_get(vm, "evict.pages"), ==, pages(vm, SIZE));
+    g_assert_cmpuint(rwp_get(vm, "evict.zero-pages"), ==, pages(vm, SIZE));
+    g_assert_cmpuint(rwp_get(vm, "evict.bytes-written"), ==, 0);
+
+    for (uint64_t pos = START; pos < START + HALF;
+         pos += vm->variant->page_size) {
+        g_assert_cmphex(qtest_readq(vm->qts, pos + 64), ==, 0);
+    }
+    g_assert_cmpuint(rwp_get(vm, "fetch.zero-filled"), ==, pages(vm, HALF));
+    g_assert_cmpuint(rwp_get(vm, "fetch.fault"), ==, 0);
+    rwp_expect_state(vm, START + HALF, HALF, "zero");
+
+    /* Pages that are not zero any more, in a store that has nothing there */
+    rwp_fill(vm, START, SIZE, 7);
+    rwp_evict(vm, START, SIZE);
+    rwp_expect_state(vm, START, SIZE, "evicted");
+    rwp_check(vm, START, SIZE, 7);
+
+    /* And the other way: the store holds what is not wanted any more */
+    qtest_memset(vm->qts, START, 0, HALF);
+    rwp_evict(vm, START, SIZE);
+    rwp_expect_state(vm, START, HALF, "zero");
+    g_assert_cmphex(qtest_readq(vm->qts, START), ==, 0);
+    rwp_job(vm, RWP_FETCH());
+    g_assert_cmpuint(rwp_get(vm, "zero") + rwp_get(vm, "evicted"), ==, 0);
+    g_assert_cmphex(qtest_readq(vm->qts, START + HALF - 8), ==, 0);
+    rwp_check(vm, START + HALF, HALF, 7);
+    rwp_vm_free(vm);
+}
+
+static void test_fetch(const void *variant)
+{
+    QDict *info;
+    VM_TEST(variant, "", "");
+
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_evict(vm, START, SIZE);
+    info = rwp_info(vm);
+    g_assert_cmpstr(qdict_get_str(info, "store"), ==, "store0");
+    qobject_unref(info);
+
+    rwp_job(vm, RWP_FETCH(", 'ranges': [ " RWP_RANGE " ]"),
+            (uint64_t)START + HALF, (uint64_t)HALF);
+    rwp_expect_state(vm, START, HALF, "evicted");
+    rwp_expect_state(vm, START + HALF, HALF, "resident");
+    g_assert_cmpuint(rwp_get(vm, "fetch.requested"), ==, pages(vm, HALF));
+
+    rwp_job(vm, RWP_FETCH());
+    rwp_expect_state(vm, START, SIZE, "resident");
+    g_assert_cmpuint(rwp_get(vm, "fetch.requested"), ==, pages(vm, SIZE));
+    g_assert_cmpuint(rwp_get(vm, "fetch.fault"), ==, 0);
+    rwp_check(vm, START, SIZE, 1);
+    g_assert_cmpuint(rwp_get(vm, "fetch.fault"), ==, 0);
+    /* There is nothing left to do, which is fine */
+    rwp_job(vm, RWP_FETCH());
+
+    /* The store was borrowed for as long as there were pages in it */
+    info = rwp_info(vm);
+    g_assert_false(qdict_haskey(info, "store"));
+    qobject_unref(info);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'blockdev-del', "
+                             "'arguments': { 'node-name': 'store0' } }");
+    rwp_vm_free(vm);
+}
+
+/* A job can be slow, paused, resumed and cancelled */
+static void control_job(RwpVM *vm, const char *name)
+{
+    uint64_t before = rwp_get(vm, "evicted");
+    uint64_t evicted;
+
+    while (rwp_get(vm, "evicted") == before) {
+        g_usleep(1000);
+    }
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'job-pause', "
+                             "'arguments': { 'id': 'job0' } }");
+    rwp_job_await(vm, "job0", "paused");
+    /* Batches under way may end after that, but no other begins */
+    do {
+        evicted = rwp_get(vm, "evicted");
+        g_usleep(200000);
+    } while (rwp_get(vm, "evicted") != evicted);
+    g_assert_cmpuint(evicted, >, 0);
+    g_assert_cmpuint(evicted, <, SIZE);
+
+    rwp_expect_error(vm, "GenericError", "job0", RWP_FETCH());
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'job-resume', "
+                             "'arguments': { 'id': 'job0' } }");
+    rwp_job_await(vm, "job0", "running");
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'job-cancel', "
+                             "'arguments': { 'id': 'job0' } }");
+    g_free(rwp_job_finish(vm, "job0"));
+    evicted = rwp_get(vm, "evicted");
+    g_assert_cmpuint(evicted, >, 0);
+    g_assert_cmpuint(evicted, <, SIZE);
+    g_test_message("%s: cancelled with %" PRIu64 " of %d evicted", name,
+                   evicted, (int)SIZE);
+}
+
+static void test_control(const void *opaque)
+{
+    const RwpVariant *variant = opaque;
+    /* A page of each kind takes part of a second, all take several */
+    uint64_t speed = MAX(variant->page_size, 1 * MiB);
+    VM_TEST(variant, "", "");
+
+    rwp_fill(vm, START, SIZE, 1);
+    qtest_qmp_assert_success(vm->qts,
+        RWP_EVICT("'target': 'store0', 'speed': %" PRIu64 ", 'ranges': [ "
+                  RWP_RANGE " ]"), speed, (uint64_t)START, (uint64_t)SIZE);
+    control_job(vm, "evict");
+    rwp_check(vm, START, SIZE, 1);
+
+    rwp_evict(vm, START, SIZE);
+    qtest_qmp_assert_success(vm->qts, RWP_FETCH(", 'speed': %" PRIu64),
+                             speed);
+    control_job(vm, "fetch");
+    rwp_check(vm, START, SIZE, 1);
+    rwp_vm_free(vm);
+}
+
+/* The oldest pages go, those in use stay */
+static void test_age(const void *variant)
+{
+    VM_TEST(variant, "", "");
+
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_expect_error(vm, "GenericError", "rwp-track-start",
+                     RWP_EVICT("'target': 'store0', 'min-age': 1"));
+    rwp_expect_error(vm, "GenericError", "rwp-track-start",
+                     RWP_EVICT("'target': 'store0', 'bytes': 1048576"));
+
+    qtest_qmp_assert_success(vm->qts, TRACK("100"));
+    rwp_await_cycles(vm, 3);
+    rwp_touch(vm, START, HALF);
+    /* With detection stopped, ages stay as they are */
+    rwp_await_cycles(vm, 1);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'rwp-track-stop', "
+                             "'arguments': { 'id': 'mem0' } }");
+    /* Too old for all */
+    rwp_job(vm, RWP_EVICT("'target': 'store0', 'min-age': 254"));
+    rwp_expect_state(vm, START, SIZE, "resident");
+    /* One half was touched in the last cycles, the other never was */
+    rwp_job(vm, RWP_EVICT("'target': 'store0', 'bytes': %" PRIu64),
+            (uint64_t)HALF / 2);
+    rwp_expect_state(vm, START, HALF, "resident");
+    g_assert_cmpuint(away(vm), ==, HALF / 2);
+    rwp_job(vm, RWP_EVICT("'target': 'store0', 'min-age': 3, 'bytes': %"
+                          PRIu64), (uint64_t)HALF / 4);
+    /* Amounts are rounded to pages */
+    g_assert_cmpuint(away(vm), >=, HALF / 2);
+    g_assert_cmpuint(away(vm), <=, HALF / 2 + HALF / 4);
+    rwp_job(vm, RWP_EVICT("'target': 'store0', 'min-age': 3"));
+    rwp_expect_state(vm, START, HALF, "resident");
+    rwp_expect_state(vm, START + HALF, HALF, "evicted");
+    rwp_check(vm, START, SIZE, 1);
+    rwp_vm_free(vm);
+}
+
+/* Pages go on getting older while a slow job is at work */
+static void test_slow_age(const void *opaque)
+{
+    const RwpVariant *variant = opaque;
+    VM_TEST(variant, "", "");
+
+    rwp_fill(vm, START, SIZE, 1);
+    qtest_qmp_assert_success(vm->qts, TRACK("20"));
+    rwp_await_cycles(vm, 4);
+    rwp_job(vm, RWP_EVICT("'target': 'store0', 'min-age': 2, 'speed': %"
+                          PRIu64), (uint64_t)SIZE);
+    rwp_expect_state(vm, START, SIZE, "evicted");
+    rwp_check(vm, START, SIZE, 1);
+    rwp_vm_free(vm);
+}
+
+/* Reads in ascending order are answered in larger and larger pieces */
+static void test_readahead(const void *variant)
+{
+    static const char *const options[] = { "readahead=0", "readahead=1M" };
+
+    for (int i = 0; i < ARRAY_SIZE(options); i++) {
+        QListEntry *entry;
+        uint64_t faults, sum = 0;
+        QDict *info;
+        VM_TEST(variant, options[i], "");
+
+        rwp_fill(vm, START, SIZE, 1);
+        rwp_evict(vm, START, SIZE);
+        rwp_check(vm, START, SIZE, 1);
+        faults = rwp_get(vm, "fetch.fault");
+        g_assert_cmpuint(faults + rwp_get(vm, "fetch.readahead"), ==,
+                         pages(vm, SIZE));
+        if (i == 0 || vm->variant->page_size >= 1 * MiB) {
+            g_assert_cmpuint(faults, ==, pages(vm, SIZE));
+        } else {
+            g_assert_cmpuint(faults, <, pages(vm, SIZE) / 4);
+        }
+
+        info = rwp_info(vm);
+        QLIST_FOREACH_ENTRY(qdict_get_qlist(qdict_get_qdict(info, "fetch"),
+                                            "latency"), entry) {
+            QDict *row = qobject_to(QDict, qlist_entry_obj(entry));
+
+            g_assert_true(is_power_of_2(qdict_get_int(row, "up-to-ns")));
+            sum += qdict_get_int(row, "count");
+        }
+        g_assert_cmpuint(sum, ==, faults);
+        qobject_unref(info);
+        rwp_vm_free(vm);
+    }
+}
+
+/* What does not concern the content of memory does not change it */
+static void test_reset(const void *variant)
+{
+    VM_TEST(variant, "", "");
+
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_evict(vm, START, SIZE);
+    qtest_system_reset(vm->qts);
+    rwp_expect_state(vm, START, SIZE, "evicted");
+    rwp_check(vm, START, HALF, 1);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'stop' }");
+    rwp_check(vm, START, SIZE, 1);
+    rwp_evict(vm, START, SIZE);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'cont' }");
+    rwp_check(vm, START, SIZE, 1);
+    /* QEMU can end while pages are away */
+    rwp_evict(vm, START, SIZE);
+    rwp_vm_free(vm);
+}
+
+/* Give pages to the balloon, as a driver in the guest would */
+static void inflate(RwpVM *vm, uint64_t offset, uint64_t length)
+{
+    QGuestAllocator alloc;
+    QPCIBus *bus = qpci_new_pc(vm->qts, NULL);
+    QPCIAddress address = { .devfn = QPCI_DEVFN(4, 0) };
+    QVirtioPCIDevice *dev;
+    QVirtQueue *vq;
+    uint64_t list;
+    uint32_t head;
+
+    alloc_init(&alloc, ALLOC_NO_FLAGS, 1 * MiB, 2 * MiB, 4 * KiB);
+    dev = virtio_pci_new(bus, &address);
+    g_assert_nonnull(dev);
+    g_assert_cmpint(dev->vdev.device_type, ==, VIRTIO_ID_BALLOON);
+    qvirtio_pci_device_enable(dev);
+    qvirtio_start_device(&dev->vdev);
+    qvirtio_set_features(&dev->vdev, qvirtio_get_features(&dev->vdev) &
+                         ~(QVIRTIO_F_BAD_FEATURE |
+                           (1ull << VIRTIO_RING_F_EVENT_IDX)));
+    vq = qvirtqueue_setup(&dev->vdev, &alloc, 0);
+    qvirtio_set_driver_ok(&dev->vdev);
+
+    list = guest_alloc(&alloc, 4 * KiB);
+    for (uint64_t i = 0; i < length / (4 * KiB); i += 1024) {
+        for (uint64_t j = 0; j < 1024; j++) {
+            qtest_writel(vm->qts, list + 4 * j,
+                         offset / (4 * KiB) + i + j);
+        }
+        head = qvirtqueue_add(vm->qts, vq, list, 4 * KiB, false, false);
+        qvirtqueue_kick(vm->qts, &dev->vdev, vq, head);
+        qvirtio_wait_used_elem(vm->qts, &dev->vdev, vq, head, NULL,
+                               120 * G_USEC_PER_SEC);
+    }
+
+    qvirtqueue_cleanup(dev->vdev.bus, vq, &alloc);
+    qvirtio_pci_device_disable(dev);
+    qos_object_destroy((QOSGraphObject *)dev);
+    qpci_free_pc(bus);
+    alloc_destroy(&alloc);
+}
+
+/* Memory that the guest gives back is not kept for it */
+static void test_discard(const void *variant)
+{
+    VM_TEST(variant, "", "-device virtio-balloon-pci,addr=04.0");
+
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_evict(vm, START, HALF);
+    inflate(vm, START, SIZE);
+    if (vm->variant->sees_untouched) {
+        rwp_expect_state(vm, START, SIZE, "untouched");
+    }
+    g_assert_cmpuint(rwp_get(vm, "evicted"), ==, 0);
+    g_assert_cmpuint(rwp_get(vm, "fetch.dropped"), ==, pages(vm, HALF));
+    /* Nothing of it comes back */
+    for (uint64_t pos = START; pos < RWP_TEST_END; pos += 4 * KiB) {
+        g_assert_cmphex(qtest_readq(vm->qts, pos + 1024), ==, 0);
+    }
+    rwp_fill(vm, START, SIZE, 2);
+    rwp_evict(vm, START, SIZE);
+    rwp_check(vm, START, SIZE, 2);
+    rwp_vm_free(vm);
+}
+
+static void add_tests(const char *name, void (*fn)(const void *opaque),
+                      bool needs_ages)
+{
+    for (size_t i = 0; i < rwp_nb_variants; i++) {
+        if (rwp_variants[i].has_ages || !needs_ages) {
+            g_autofree char *path = g_strdup_printf("/rwp-evict/%s/%s",
+                                                    rwp_variants[i].name,
+                                                    name);
+
+            qtest_add_data_func(path, &rwp_variants[i], fn);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+
+    add_tests("ranges", test_ranges, false);
+    add_tests("again", test_again, false);
+    add_tests("zero", test_zero, false);
+    add_tests("fetch", test_fetch, false);
+    add_tests("control", test_control, false);
+    add_tests("age", test_age, true);
+    add_tests("slow-age", test_slow_age, true);
+    add_tests("readahead", test_readahead, false);
+    add_tests("reset", test_reset, false);
+    add_tests("discard", test_discard, false);
+
+    return g_test_run();
+}
