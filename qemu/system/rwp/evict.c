@@ -214,6 +214,9 @@ static int coroutine_fn evict_range(RwpJob *job, const RwpPageRange *range,
         uint64_t count, start, pages = 0;
         int ret;
 
+        if (!rwp_job_may_go_on(job, 0)) {
+            return 0;
+        }
         if (!job->explicit_ranges) {
             if (!rwp_ages_next_run(s->ages, pos, end, min_age, max_age,
                                    &start, &count)) {

@@ -24,9 +24,6 @@
 #include "store.h"
 #include "trace.h"
 
-/* How often to look whether the store may be used again */
-#define DRAINED_POLL_NS (5 * SCALE_MS)
-
 typedef struct FetchTask {
     AioTask task;
     RwpJob *job;
@@ -132,14 +129,6 @@ static void drop_zero_pages(RwpState *s, uint64_t first, uint64_t count)
     }
 }
 
-static void coroutine_fn wait_until_undrained(RwpJob *job)
-{
-    while (rwp_store_drained(job->s->store) &&
-           !job_is_cancelled(&job->common)) {
-        job_sleep_ns(&job->common, DRAINED_POLL_NS);
-    }
-}
-
 static void coroutine_fn fetch_range(RwpJob *job, const RwpPageRange *range)
 {
     RwpState *s = job->s;
@@ -154,7 +143,6 @@ static void coroutine_fn fetch_range(RwpJob *job, const RwpPageRange *range)
         if (!rwp_job_may_go_on(job, count)) {
             return;
         }
-        wait_until_undrained(job);
         aio_task_pool_wait_slot(job->pool);
         count = start_task(job, start, count);
         pos = start + MAX(count, 1);

@@ -7,6 +7,7 @@
  *   migration, snapshots, CPR      migration blocker, all modes
  *   VFIO, vDPA, blkio, nvme, SEV,  they disable discarding of memory,
  *   RDMA                           which we require here
+ *   vhost-user, virtiofs           looked for before the first eviction
  *
  * The hooks of the RAMBlock are called from any thread, with any lock held.
  * They change states, ages and counters, and never wait.
@@ -23,6 +24,7 @@
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "migration/blocker.h"
+#include "foreign.h"
 #include "guard.h"
 #include "trace.h"
 
@@ -35,6 +37,10 @@ bool rwp_guard_enter(RwpState *s, Error **errp)
 
     if (s->guarded) {
         return true;
+    }
+    /* Memory without a file descriptor cannot be mapped by others */
+    if (s->mem->fd >= 0 && !rwp_foreign_check(s->id, errp)) {
+        return false;
     }
 
     error_setg(&s->migration_blocker, "memory of memory-backend-rwp '%s' is "

@@ -15,9 +15,13 @@
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "job.h"
+#include "store.h"
 #include "trace.h"
 
 #define SLICE_NS (100 * SCALE_MS)
+
+/* How often to look whether the store may be used again */
+#define DRAINED_POLL_NS (5 * SCALE_MS)
 
 bool rwp_ranges_check(RwpState *s, RwpRangeList *ranges, Error **errp)
 {
@@ -118,19 +122,20 @@ void rwp_job_failed_at(RwpJob *job, uint64_t offset)
 
 bool coroutine_fn rwp_job_may_go_on(RwpJob *job, uint64_t pages)
 {
-    int64_t delay;
+    int64_t delay = ratelimit_calculate_delay(&job->limit,
+                                              pages * job->s->mem->page_size);
 
-    if (job_is_cancelled(&job->common) ||
-        aio_task_pool_status(job->pool) < 0) {
-        return false;
-    }
-    delay = ratelimit_calculate_delay(&job->limit,
-                                      pages * job->s->mem->page_size);
-    if (delay > 0) {
+    while (!job_is_cancelled(&job->common) &&
+           aio_task_pool_status(job->pool) >= 0) {
+        if (rwp_store_drained(job->s->store)) {
+            delay = MAX(delay, DRAINED_POLL_NS);
+        }
+        if (delay <= 0) {
+            job_pause_point(&job->common);
+            return !job_is_cancelled(&job->common);
+        }
         job_sleep_ns(&job->common, delay);
-    } else {
-        job_pause_point(&job->common);
+        delay = 0;
     }
-    return !job_is_cancelled(&job->common) &&
-           aio_task_pool_status(job->pool) >= 0;
+    return false;
 }

@@ -63,7 +63,8 @@ void rwp_job_failed_at(RwpJob *job, uint64_t offset);
 
 /**
  * rwp_job_may_go_on: pause if asked to, and wait until @pages more may be
- * processed without exceeding the speed.
+ * processed without exceeding the speed, and while somebody wants the store
+ * to be quiet.
  *
  * Returns false if the job is to end: it was cancelled, or a piece failed.
  */

@@ -6,7 +6,8 @@
  * See store.h for the contract.
  *
  * @writer is the only one that may write, and shares nothing but reading.
- * @reader does not queue requests while the node is drained
+ * @reader has no permission to write, so that it stays usable while the
+ * image is inactive.  Neither queues requests while the node is drained
  * (blk_set_disable_request_queuing()), like NBD exports do.
  *
  * @writer may be asked for inactivation in the course of an outgoing
@@ -133,6 +134,7 @@ RwpStore *rwp_store_open(const char *node_name, uint64_t size,
         return NULL;
     }
     blk_set_disable_request_queuing(store->reader, true);
+    blk_set_disable_request_queuing(store->writer, true);
     blk_set_force_allow_inactivate(store->writer);
     blk_set_dev_ops(store->writer, &store_dev_ops, store);
     store->remove_notifier.notify = store_removed;

@@ -7,9 +7,10 @@
  * nothing to allocate or to look up.  The node is at least as large as the
  * memory and is used for nothing else.
  *
- * Reads are never held up by a drained section: a thread that waits for a
- * page may be the one that the end of the section waits for.  Writes are;
- * nobody waits for them.  So there are two BlockBackends on the node.
+ * Accesses are never held up by a drained section: a thread that waits for
+ * a page, or for the end of a job, may be the one that the end of the section
+ * waits for.  Instead the jobs begin nothing new while somebody wants the
+ * node to be quiet.
  *
  * Context: opening and closing in the main loop with the BQL, everything
  * else in coroutines of any thread.
@@ -55,7 +56,7 @@ int coroutine_fn rwp_store_write(RwpStore *store, uint64_t offset,
 /**
  * rwp_store_drained: whether somebody wants the node to be quiet.
  *
- * For a reader that is not serving faults.
+ * For those who are not serving faults.
  */
 bool rwp_store_drained(RwpStore *store);
 
