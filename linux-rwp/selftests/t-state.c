@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include "rwp.h"
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -97,13 +98,15 @@ struct forker {
 	pthread_t thread;
 	struct mem *m;
 	void (*child)(struct mem *m);
+	int flags;
 	int status;
 };
 
 static void *forker_thread(void *arg)
 {
 	struct forker *f = arg;
-	pid_t pid = fork();
+	pid_t pid = f->flags ? syscall(__NR_clone, f->flags | SIGCHLD, 0, 0, 0, 0) :
+			       fork();
 
 	if (!pid) {
 		alarm(60);
@@ -114,9 +117,10 @@ static void *forker_thread(void *arg)
 	return NULL;
 }
 
-static void forker_start(struct forker *f, struct mem *m, void (*child)(struct mem *))
+static void forker_start(struct forker *f, struct mem *m,
+			 void (*child)(struct mem *), int flags)
 {
-	*f = (struct forker){ .m = m, .child = child };
+	*f = (struct forker){ .m = m, .child = child, .flags = flags };
 	CHECK(!pthread_create(&f->thread, NULL, forker_thread, f), "thread");
 }
 
@@ -135,7 +139,7 @@ static void fork_event(enum kind kind)
 	struct u_msg msg;
 	struct forker f;
 
-	forker_start(&f, &m, child_armed);
+	forker_start(&f, &m, child_armed, 0);
 	while (read(fd, &msg, sizeof(msg)) != sizeof(msg))
 		usleep(1000);
 	EQ(msg.event, MSG_FORK);
@@ -159,7 +163,8 @@ static void fork_event_unread(enum kind kind)
 	int fd = arm_even(&m, F_FORK);
 	struct forker f;
 
-	forker_start(&f, &m, child_after_lost_event);
+	/* Else the child's copy of the descriptor would keep it open */
+	forker_start(&f, &m, child_after_lost_event, CLONE_FILES);
 	usleep(300000);
 	close(fd);
 	pthread_join(f.thread, NULL);
