@@ -323,6 +323,25 @@ int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count)
     return 0;
 }
 
+int rwp_memory_continue(RwpMemory *mem, uint64_t page)
+{
+    struct uffdio_continue cont = {
+        .range.start = rwp_memory_host(mem, page),
+        .range.len = mem->page_size,
+    };
+    int ret;
+
+    do {
+        ret = ioctl(mem->uffd, UFFDIO_CONTINUE, &cont) < 0 ? -errno : 0;
+    } while (ret == -EAGAIN);
+
+    if (ret < 0) {
+        rwp_memory_wake(mem, page, 1);
+    }
+    /* EFAULT is what the kernel says of a page that is not in the file */
+    return ret == -EEXIST ? 0 : ret == -EFAULT ? -ENOENT : ret;
+}
+
 int rwp_memory_read_faults(RwpMemory *mem, struct uffd_msg *msgs, int nb)
 {
     ssize_t len;

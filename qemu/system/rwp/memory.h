@@ -174,6 +174,13 @@ int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
 int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count);
 
 /**
+ * rwp_memory_continue: map a page that is in the memfd, and wake.
+ *
+ * -ENOENT: it is not in the memfd; who waits for it was woken.
+ */
+int rwp_memory_continue(RwpMemory *mem, uint64_t page);
+
+/**
  * rwp_memory_read_faults: read messages from the userfaultfd.
  *
  * @msgs, @nb: room for messages

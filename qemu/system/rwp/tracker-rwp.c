@@ -84,25 +84,10 @@ static int rwp_release(RwpMemory *mem, uint64_t chunk)
 
 static int rwp_admit(RwpMemory *mem, uint64_t page)
 {
-    struct uffdio_continue cont = {
-        .range.start = rwp_memory_host(mem, page),
-        .range.len = mem->page_size,
-    };
-    int ret;
-
     /* Lifts the protection of a mapped page, and wakes in any case */
-    ret = rwp_protect(mem, page, 1, 0);
-    if (ret < 0 || mem->fd < 0) {
-        return ret;
-    }
-    do {
-        ret = ioctl(mem->uffd, UFFDIO_CONTINUE, &cont) < 0 ? -errno : 0;
-    } while (ret == -EAGAIN);
-    if (ret < 0) {
-        rwp_memory_wake(mem, page, 1);
-    }
-    /* EFAULT is what the kernel says of a page that is not in the file */
-    return ret == -EEXIST ? 0 : ret == -EFAULT ? -ENOENT : ret;
+    int ret = rwp_protect(mem, page, 1, 0);
+
+    return ret < 0 || mem->fd < 0 ? ret : rwp_memory_continue(mem, page);
 }
 
 const RwpTrackerOps rwp_tracker_rwp = {

@@ -66,25 +66,6 @@ static int zap_release(RwpMemory *mem, uint64_t chunk)
                                            UFFDIO_REGISTER_MODE_WP);
 }
 
-static int zap_admit(RwpMemory *mem, uint64_t page)
-{
-    struct uffdio_continue cont = {
-        .range.start = rwp_memory_host(mem, page),
-        .range.len = mem->page_size,
-    };
-    int ret;
-
-    do {
-        ret = ioctl(mem->uffd, UFFDIO_CONTINUE, &cont) < 0 ? -errno : 0;
-    } while (ret == -EAGAIN);
-
-    if (ret < 0) {
-        rwp_memory_wake(mem, page, 1);
-    }
-    /* EFAULT is what the kernel says of a page that is not in the file */
-    return ret == -EEXIST ? 0 : ret == -EFAULT ? -ENOENT : ret;
-}
-
 const RwpTrackerOps rwp_tracker_zap = {
     .type = RWP_TRACKER_TYPE_ZAP,
     .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP |
@@ -97,5 +78,5 @@ const RwpTrackerOps rwp_tracker_zap = {
     .scan = zap_scan,
     .hold = zap_hold,
     .release = zap_release,
-    .admit = zap_admit,
+    .admit = rwp_memory_continue,
 };
