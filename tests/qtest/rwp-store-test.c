@@ -2,6 +2,7 @@
  * QTest of memory-backend-rwp: kinds of stores, and deadlocks
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
+ * test-timeout: 1200
  *
  * Evicted memory is touched by the main loop, which holds the BQL, and in
  * drained sections of the block layer, which do not end before the touch

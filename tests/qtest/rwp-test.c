@@ -2,6 +2,7 @@
  * QTest of memory-backend-rwp: properties, commands and what they refuse
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
+ * test-timeout: 1200
  *
  * What is evicted here is not looked at; see rwp-evict-test.c for that, and
  * rwp-io-test.c for stores that are slow or fail.

@@ -18,8 +18,6 @@
 #include "guest-abi.h"
 #include "guest-image.h"
 
-#define POLL_US 1000
-
 /* Number of huge pages of the default size, see hugetlbpage.rst of Linux */
 #define NR_HUGEPAGES "/proc/sys/vm/nr_hugepages"
 
@@ -199,7 +197,7 @@ RwpVM *rwp_vm_guest(const RwpVariant *variant, const char *arguments)
     vm = vm_start(variant, "", all, true);
     for (int cpu = 0; cpu < 2; cpu++) {
         while (!rwp_guest_get(vm, cpu, RWP_GUEST_ALIVE)) {
-            g_usleep(POLL_US);
+            g_usleep(RWP_POLL_US);
         }
     }
     rwp_remove_dir(g_steal_pointer(&dir));
@@ -299,6 +297,7 @@ uint64_t rwp_bytes_in(RwpVM *vm, uint64_t offset, uint64_t length,
 void rwp_expect_state(RwpVM *vm, uint64_t offset, uint64_t length,
                       const char *state)
 {
+    rwp_assert_soon(rwp_bytes_in(vm, offset, length, "moving") == 0);
     g_assert_cmpuint(rwp_bytes_in(vm, offset, length, state), ==, length);
 }
 
@@ -321,10 +320,25 @@ static QList *look_around(RwpVM *vm)
     return all;
 }
 
+/* The same when nothing is changing any more */
+static QList *look_around_in_peace(RwpVM *vm)
+{
+    QList *before = NULL, *after = look_around(vm);
+
+    do {
+        qobject_unref(before);
+        before = after;
+        g_usleep(RWP_POLL_US);
+        after = look_around(vm);
+    } while (!qobject_is_equal(QOBJECT(before), QOBJECT(after)));
+    qobject_unref(before);
+    return after;
+}
+
 static void expect_error(RwpVM *vm, const char *error_class,
                          const char *text, QDict *command)
 {
-    QList *before = look_around(vm);
+    QList *before = look_around_in_peace(vm);
     QDict *error = qtest_qmp_assert_failure_ref(vm->qts, "%p", command);
     QList *after = look_around(vm);
     const char *desc = qdict_get_str(error, "desc");
@@ -408,7 +422,7 @@ void rwp_job_await(RwpVM *vm, const char *id, const char *status)
         }
         g_assert_nonnull(now);
         g_assert_cmpstr(now, !=, "concluded");
-        g_usleep(POLL_US);
+        g_usleep(RWP_POLL_US);
     }
 }
 
@@ -497,6 +511,6 @@ void rwp_await_cycles(RwpVM *vm, uint64_t n)
     uint64_t wanted = rwp_get(vm, "cycle.completed") + n;
 
     while (rwp_get(vm, "cycle.completed") < wanted) {
-        g_usleep(POLL_US);
+        g_usleep(RWP_POLL_US);
     }
 }

@@ -110,6 +110,21 @@ void rwp_guest_run(RwpVM *vm, int cpu, int mode, uint64_t start,
  */
 uint64_t rwp_get(RwpVM *vm, const char *path);
 
+/*
+ * Who touched a page goes on before the figures and the state of the page
+ * have followed.  This asserts that they do, with a limit that is only
+ * there to end a test that fails.
+ */
+#define rwp_assert_soon(expr)                                       \
+    do {                                                            \
+        for (int i_ = 0; i_ < RWP_SOON_POLLS && !(expr); i_++) {    \
+            g_usleep(RWP_POLL_US);                                  \
+        }                                                           \
+        g_assert_true(expr);                                        \
+    } while (0)
+#define RWP_POLL_US 1000
+#define RWP_SOON_POLLS 20000
+
 /** rwp_info: all of query-rwp for mem0. */
 QDict *rwp_info(RwpVM *vm);
 
@@ -120,7 +135,7 @@ QList *rwp_runs(RwpVM *vm, uint64_t offset, uint64_t length);
 uint64_t rwp_bytes_in(RwpVM *vm, uint64_t offset, uint64_t length,
                       const char *state);
 
-/** rwp_expect_state: assert that all of the range has one state. */
+/** rwp_expect_state: assert that all of the range has one state, soon. */
 void rwp_expect_state(RwpVM *vm, uint64_t offset, uint64_t length,
                       const char *state);
 
