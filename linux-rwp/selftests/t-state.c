@@ -171,6 +171,13 @@ static void fork_event_unread(enum kind kind)
 	EQ(f.status, 0);
 }
 
+static void move_to(void *page, int node)
+{
+	int status;
+
+	syscall(__NR_move_pages, 0, 1, &page, &node, &status, 2 /* MOVE */);
+}
+
 /* shared by fork or not x read or write: armed across swap, trap afterwards */
 static void swap_in(enum kind kind)
 {
@@ -192,8 +199,14 @@ static void swap_in(enum kind kind)
 			}
 		}
 		EQ(set_mode(fd, 0, F_RWP_ASYNC), 0);
-		handler_start(&h, fd, 4096);
 		toucher_start(&t, m.p + 7, write);
+		CHECK(toucher_blocked(&t), "went through");
+		CHECK(armed(m.p) && cat(m.p, 4096) & C_PRESENT, "not back, armed");
+		/* An entry that became writable shows when it is migrated (H15) */
+		move_to(m.p, 0);
+		move_to(m.p, 1);
+		CHECK(armed(m.p), "disarmed by migration");
+		handler_start(&h, fd, 4096);
 		toucher_join(&t);
 		EQ(handler_stop(&h), 1);
 		EQ(h.last.pf.flags, FL_RWP | (write ? FL_WRITE : 0));
