@@ -18,8 +18,8 @@
 #include "guest-abi.h"
 #include "guest-image.h"
 
-/* Number of huge pages of the default size, see hugetlbpage.rst of Linux */
-#define NR_HUGEPAGES "/proc/sys/vm/nr_hugepages"
+/* See admin-guide/mm/hugetlbpage.rst of Linux */
+#define HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB"
 
 const RwpVariant rwp_variants[] = {
     { "default", "", 4 * KiB, true, true },
@@ -31,22 +31,47 @@ const RwpVariant rwp_variants[] = {
 };
 const size_t rwp_nb_variants = ARRAY_SIZE(rwp_variants);
 
-static void add_huge_pages(int n)
+static int huge_pages(const char *which)
 {
+    g_autofree char *path = g_build_filename(HUGEPAGES, which, NULL);
     g_autofree char *text = NULL;
-    FILE *file = fopen(NR_HUGEPAGES, "r+");
+
+    return g_file_get_contents(path, &text, NULL, NULL) ? atoi(text) : 0;
+}
+
+static void set_huge_pages(int n)
+{
+    FILE *file = fopen(HUGEPAGES "/nr_hugepages", "w");
 
     /* Without the privilege, those that are there have to do */
     if (file) {
-        g_assert(g_file_get_contents(NR_HUGEPAGES, &text, NULL, NULL));
-        fprintf(file, "%d", atoi(text) + n);
+        fprintf(file, "%d", n);
         fclose(file);
     }
 }
 
+/* How many were added to what the host had */
+static int added_huge_pages;
+
 static void remove_huge_pages(void)
 {
-    add_huge_pages(-(int)(RWP_TEST_RAM / (2 * MiB)));
+    set_huge_pages(huge_pages("nr_hugepages") - added_huge_pages);
+}
+
+/*
+ * Have enough free ones for a VM.  If an earlier test did not get to the
+ * point of removing its own, they are used.
+ */
+static void add_huge_pages(void)
+{
+    int before = huge_pages("nr_hugepages");
+    int lacking = RWP_TEST_RAM / (2 * MiB) - huge_pages("free_hugepages");
+
+    if (lacking > 0) {
+        set_huge_pages(before + lacking);
+        added_huge_pages = huge_pages("nr_hugepages") - before;
+        atexit(remove_huge_pages);
+    }
 }
 
 /* Why an object with @options cannot be had, or NULL */
@@ -78,8 +103,7 @@ bool rwp_skip(const RwpVariant *variant)
 
     if (!known[i]) {
         if (strstr(variant->options, "hugetlb=on")) {
-            add_huge_pages(RWP_TEST_RAM / (2 * MiB));
-            atexit(remove_huge_pages);
+            add_huge_pages();
         }
         reasons[i] = probe(variant->options);
         known[i] = true;
