@@ -64,8 +64,4 @@ void rwp_state_free(RwpState *s);
 /** rwp_state_busy: whether a job is running.  Context: main loop. */
 bool rwp_state_busy(RwpState *s);
 
-/** rwp_state_tracker, rwp_state_store: for the properties. */
-const char *rwp_state_tracker(RwpState *s);
-const char *rwp_state_pager(RwpState *s);
-
 #endif

@@ -54,7 +54,6 @@ struct RwpScanner {
 
 /* Runs of touched pages of one chunk */
 typedef struct Touched {
-    RwpState *s;
     GArray *runs;
     uint64_t pages;
 } Touched;
@@ -231,7 +230,6 @@ static bool coroutine_fn cycle(RwpScanner *scanner, uint32_t generation,
     uint64_t nb_chunks = rwp_memory_nb_chunks(s->mem);
     RwpCycleStats stats = {};
     Touched touched = {
-        .s = s,
         .runs = g_array_sized_new(false, false, sizeof(Run), TOUCHED_RUNS),
     };
     int ret = 0;

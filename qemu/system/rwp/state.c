@@ -383,13 +383,3 @@ bool rwp_state_busy(RwpState *s)
 {
     return s->job != NULL;
 }
-
-const char *rwp_state_tracker(RwpState *s)
-{
-    return RwpTrackerType_str(s->mem->tracker->type);
-}
-
-const char *rwp_state_pager(RwpState *s)
-{
-    return RwpPagerType_str(s->mem->pager->type);
-}
