@@ -61,6 +61,25 @@ RwpState *rwp_state_new(RAMBlock *rb, const RwpConfig *config, Error **errp);
  */
 void rwp_state_free(RwpState *s);
 
+/**
+ * rwp_allow_foreigner: whether somebody who accesses guest memory behind
+ * QEMU's back may come in now.
+ *
+ * @name: name of a device type, or of the driver of a network backend; a
+ *     name that is not known to do so is always allowed
+ *
+ * Fails while pages are away, or a job may take some away.  Context: main
+ * loop, BQL held.
+ */
+#ifdef CONFIG_LINUX
+bool rwp_allow_foreigner(const char *name, Error **errp);
+#else
+static inline bool rwp_allow_foreigner(const char *name, Error **errp)
+{
+    return true;
+}
+#endif
+
 /** rwp_state_busy: whether a job is running.  Context: main loop. */
 bool rwp_state_busy(RwpState *s);
 

@@ -1,62 +1,174 @@
 /*
- * Other processes that map guest memory
+ * Devices that access guest memory behind QEMU's back
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * See foreign.h.  QEMU hands the memfd of a guest to vhost-user backends,
- * among them virtiofsd.  There is no list of them, so devices are found by
- * the names of their types, and network backends by their driver.
+ * Two kinds of them do not fit evicted pages:
+ *
+ *   Other processes to which QEMU hands the memfd of the guest: vhost-user
+ *   backends, among them virtiofsd, and remote devices.  The tracker does
+ *   not see their accesses, and these do not trap when a page is away: they
+ *   would read zeros, and what they write would be lost.
+ *
+ *   Devices of the host that pin guest memory and write to it by DMA: VFIO
+ *   and vDPA.  Most of them disable the discarding of guest memory, which
+ *   guard.c notices; here they are found by name, for those that do not
+ *   (VFIO with x-balloon-allowed=on, vfio-ap, vfio-ccw), and for a message
+ *   that says who it is.
+ *
+ * There is no list of either kind, so devices are found by the names of
+ * their types, and network backends by their driver.
+ *
+ * Locking: main loop, BQL held.
  */
 
 #include "qemu/osdep.h"
+#include "qemu/main-loop.h"
 #include "qapi/error.h"
+#include "hw/qdev-core.h"
 #include "net/net.h"
+#include "qobject/qdict.h"
 #include "qom/object.h"
 #include "foreign.h"
+#include "trace.h"
 
 /* Network backends that are looked at; a guest has one or two */
 #define MAX_NET_CLIENTS 256
 
-static int is_vhost_user(Object *obj, void *opaque)
+static const struct {
+    const char *part;           /* of names of types and network drivers */
+    bool only_shared;           /* harmless without a file descriptor */
+    const char *reason;
+} foreigners[] = {
+    { "vhost-user", true, "lets another process access guest memory" },
+    { "x-pci-proxy-dev", true, "lets another process access guest memory" },
+    { "vhost-vdpa", false, "pins guest memory" },
+    { "vfio-", false, "pins guest memory" },
+};
+
+/* Why @name does not fit evicted pages of @s, or NULL */
+static const char *find_reason(RwpState *s, const char *name)
 {
-    const char **found = opaque;
-    const char *type = object_get_typename(obj);
+    bool shared = s->mem->fd >= 0;
 
-    if (!g_str_has_prefix(type, "vhost-user")) {
-        return 0;
-    }
-    *found = type;
-    return 1;
-}
-
-static const char *find_vhost_user(void)
-{
-    NetClientState *clients[MAX_NET_CLIENTS];
-    const char *found = NULL;
-    int nb;
-
-    object_child_foreach_recursive(object_get_root(), is_vhost_user, &found);
-    if (found) {
-        return found;
-    }
-    nb = qemu_find_net_clients_except(NULL, clients, NET_CLIENT_DRIVER_NIC,
-                                      MAX_NET_CLIENTS);
-    for (int i = 0; i < MIN(nb, MAX_NET_CLIENTS); i++) {
-        if (clients[i]->info->type == NET_CLIENT_DRIVER_VHOST_USER) {
-            return "netdev vhost-user";
+    for (size_t i = 0; i < ARRAY_SIZE(foreigners); i++) {
+        if (strstr(name, foreigners[i].part) &&
+            (shared || !foreigners[i].only_shared)) {
+            return foreigners[i].reason;
         }
     }
     return NULL;
 }
 
-bool rwp_foreign_check(const char *id, Error **errp)
-{
-    const char *found = find_vhost_user();
+typedef struct Search {
+    RwpState *s;
+    const char *kind;
+    const char *name;
+    const char *reason;
+} Search;
 
-    if (found) {
-        error_setg(errp, "memory-backend-rwp '%s' cannot evict: %s lets "
-                   "another process access guest memory", id, found);
+static bool look_at(Search *search, const char *kind, const char *name)
+{
+    search->kind = kind;
+    search->name = name;
+    search->reason = find_reason(search->s, name);
+    return search->reason != NULL;
+}
+
+static int look_at_object(Object *obj, void *opaque)
+{
+    return look_at(opaque, "", object_get_typename(obj));
+}
+
+static bool find_foreigner(Search *search)
+{
+    NetClientState *clients[MAX_NET_CLIENTS];
+    int nb;
+
+    if (object_child_foreach_recursive(object_get_root(), look_at_object,
+                                       search)) {
+        return true;
+    }
+    nb = qemu_find_net_clients_except(NULL, clients, NET_CLIENT_DRIVER_NIC,
+                                      MAX_NET_CLIENTS);
+    for (int i = 0; i < MIN(nb, MAX_NET_CLIENTS); i++) {
+        if (look_at(search, "netdev ",
+                    NetClientDriver_str(clients[i]->info->type))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool rwp_foreign_check(RwpState *s, Error **errp)
+{
+    Search search = { .s = s };
+
+    if (find_foreigner(&search)) {
+        error_setg(errp, "memory-backend-rwp '%s' cannot evict: %s%s %s",
+                   s->id, search.kind, search.name, search.reason);
         return false;
     }
     return true;
+}
+
+typedef struct Newcomer {
+    const char *name;
+    Error **errp;
+    bool allowed;
+} Newcomer;
+
+static void check_newcomer(RwpState *s, void *opaque)
+{
+    Newcomer *newcomer = opaque;
+    const char *reason = find_reason(s, newcomer->name);
+
+    if (newcomer->allowed && s->guarded && reason) {
+        trace_rwp_foreign_refuse(s->id, newcomer->name);
+        error_setg(newcomer->errp, "%s %s, but memory of memory-backend-rwp "
+                   "'%s' is evicted; bring it back with rwp-fetch first",
+                   newcomer->name, reason, s->id);
+        newcomer->allowed = false;
+    }
+}
+
+bool rwp_allow_foreigner(const char *name, Error **errp)
+{
+    Newcomer newcomer = { .name = name, .errp = errp, .allowed = true };
+
+    GLOBAL_STATE_CODE();
+
+    rwp_state_foreach(check_newcomer, &newcomer);
+    return newcomer.allowed;
+}
+
+/*
+ * A device is about to be created.  The hook was made to hide devices; it
+ * is called before anything else happens, and may refuse with an error.
+ */
+static bool check_new_device(DeviceListener *listener, const QDict *options,
+                             bool from_json, Error **errp)
+{
+    const char *driver = qdict_get_try_str(options, "driver");
+
+    if (driver) {
+        rwp_allow_foreigner(driver, errp);
+    }
+    return false;
+}
+
+static DeviceListener listener = {
+    .hide_device = check_new_device,
+};
+
+void rwp_foreign_watch(void)
+{
+    static bool watching;
+
+    GLOBAL_STATE_CODE();
+
+    if (!watching) {
+        device_listener_register(&listener);
+        watching = true;
+    }
 }

@@ -7,7 +7,8 @@
  *   migration, snapshots, CPR      migration blocker, all modes
  *   VFIO, vDPA, blkio, nvme, SEV,  they disable discarding of memory,
  *   RDMA                           which we require here
- *   vhost-user, virtiofs           looked for before the first eviction
+ *   vhost-user, virtiofs, VFIO,    looked for before the first eviction, and
+ *   vDPA, remote devices           refused afterwards; see foreign.c
  *
  * The hooks of the RAMBlock are called from any thread, with any lock held.
  * They change states, ages and counters, and never wait.
@@ -38,8 +39,7 @@ bool rwp_guard_enter(RwpState *s, Error **errp)
     if (s->guarded) {
         return true;
     }
-    /* Memory without a file descriptor cannot be mapped by others */
-    if (s->mem->fd >= 0 && !rwp_foreign_check(s->id, errp)) {
+    if (!rwp_foreign_check(s, errp)) {
         return false;
     }
 
@@ -137,6 +137,7 @@ void rwp_guard_hook(RwpState *s)
 {
     s->rb->pager_opaque = s;
     s->rb->pager = &guard_pager;
+    rwp_foreign_watch();
 }
 
 void rwp_guard_unhook(RwpState *s)

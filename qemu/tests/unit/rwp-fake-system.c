@@ -299,7 +299,11 @@ void qapi_event_send_rwp_cycle(const char *id, int64_t cycle, uint64_t hot,
     fake_system.cycles++;
 }
 
-bool rwp_foreign_check(const char *id, Error **errp)
+bool rwp_foreign_check(RwpState *s, Error **errp)
 {
     return true;
+}
+
+void rwp_foreign_watch(void)
+{
 }
