@@ -1,12 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# linux-rwp: the kernel targets.  Included by the top Makefile, and usable alone:
-#
-#   make -f linux-rwp/rules.mk kernel               rwp-vm, what QEMU's tests boot
-#   make -f linux-rwp/rules.mk check-kernel         all tests, config (a)
-#   make -f linux-rwp/rules.mk check-kernel-matrix  the other configurations
-#   make -f linux-rwp/rules.mk bench-kernel         the table of costs
-#   make -f linux-rwp/rules.mk kernel-deb           packages of a host kernel
+# linux-rwp: the kernel targets.  Included by the top Makefile, and usable alone
+# (make -f linux-rwp/rules.mk kernel).
 #
 # Objects and results go below $(RWP_BUILD)/kernel, downloads below $(RWP_CACHE).
 
@@ -16,7 +11,8 @@ RWP_CACHE ?= $(HOME)/.cache/qemu-rwp
 RWP_LINUX := $(RWP_TOP)/linux-rwp
 export RWP_BUILD RWP_CACHE
 
-.PHONY: kernel check-kernel check-kernel-matrix bench-kernel kernel-deb
+.PHONY: kernel check-kernel check-kernel-matrix check-kernel-series
+.PHONY: stress-kernel bench-kernel kernel-deb
 
 kernel:
 	$(RWP_LINUX)/build-kernel rwp-vm
@@ -27,8 +23,24 @@ check-kernel:
 check-kernel-matrix:
 	$(RWP_LINUX)/check-matrix
 
+check-kernel-series:
+	$(RWP_LINUX)/check-series
+
+# SECONDS_OF_STRESS is how long
+stress-kernel:
+	$(RWP_LINUX)/stress $(SECONDS_OF_STRESS)
+
 bench-kernel:
 	$(RWP_LINUX)/bench
 
 kernel-deb:
 	$(RWP_LINUX)/build-deb
+
+define HELP_KERNEL
+make kernel           a Linux 6.12 with userfaultfd RWP, for the tests' machines
+make check-kernel     build it with everything that sees mistakes, boot, test
+make check-kernel-matrix, check-kernel-series, stress-kernel, bench-kernel,
+     kernel-deb       see docs/linux-rwp.rst
+
+endef
+HELP_PARTS += $(HELP_KERNEL)
