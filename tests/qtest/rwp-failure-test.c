@@ -317,7 +317,7 @@ static void test_out_of_band(const void *variant)
     guest_free(&g);
 }
 
-/* QEMU ends though a CPU waits */
+/* QEMU ends though a CPU waits, and properly so */
 static void test_quit(const void *variant)
 {
     for (int by_signal = 0; by_signal < 2; by_signal++) {
@@ -329,12 +329,56 @@ static void test_quit(const void *variant)
         g = guest_new(variant, RWP_SERVER_NBDKIT);
         break_store(&g);
         touch_broken_store(&g);
-        if (!by_signal) {
+        if (by_signal) {
+            kill(qtest_pid(g.vm->qts), SIGTERM);
+        } else {
             qtest_qmp_send(g.vm->qts, "{ 'execute': 'quit' }");
-            qtest_wait_qemu(g.vm->qts);
         }
+        qtest_wait_qemu(g.vm->qts);
         guest_free(&g);
     }
+}
+
+/*
+ * QEMU ends though its main loop waits for a page: at once, because there
+ * is nothing right that the main loop could go on with.
+ */
+static void quit_main_loop(const RwpVariant *variant, bool by_signal)
+{
+    g_autofree char *path = NULL;
+    Guest g;
+
+    if (rwp_skip(variant) || rwp_server_skip(RWP_SERVER_NBDKIT)) {
+        return;
+    }
+    g = guest_new(variant, RWP_SERVER_NBDKIT);
+    break_store(&g);
+    path = g_build_filename(g.dir, "saved", NULL);
+    qtest_qmp_send(g.vm->qts, "{ 'execute': 'pmemsave', 'id': 'save', "
+                   "'arguments': { 'val': %" PRIu64 ", 'size': 65536, "
+                   "'filename': %s } }", (uint64_t)START, path);
+    /* From here on, there is no way but into the page */
+    while (!g_file_test(path, G_FILE_TEST_EXISTS)) {
+        g_usleep(RWP_POLL_US);
+    }
+    if (by_signal) {
+        kill(qtest_pid(g.vm->qts), SIGTERM);
+    } else {
+        qtest_qmp_send(g.vm->qts, "{ 'exec-oob': 'rwp-quit', 'id': 'q' }");
+    }
+    qtest_set_expected_status(g.vm->qts, EXIT_FAILURE);
+    qtest_wait_qemu(g.vm->qts);
+    guest_free(&g);
+}
+
+static void test_quit_signal(const void *variant)
+{
+    quit_main_loop(variant, true);
+}
+
+static void test_quit_out_of_band(const void *variant)
+{
+    quit_main_loop(variant, false);
 }
 
 static void add_tests(const char *name, void (*fn)(const void *opaque))
@@ -358,6 +402,8 @@ int main(int argc, char **argv)
     add_tests("server-dies", test_server_dies);
     add_tests("out-of-band", test_out_of_band);
     add_tests("quit", test_quit);
+    add_tests("quit-signal", test_quit_signal);
+    add_tests("quit-out-of-band", test_quit_out_of_band);
 
     return g_test_run();
 }

@@ -47,6 +47,9 @@
 #include "block/aio-wait.h"
 #include "events.h"
 #include "fault.h"
+#include "place.h"
+#include "quit.h"
+#include "readahead.h"
 #include "scan.h"
 #include "store.h"
 #include "trace.h"
@@ -58,19 +61,12 @@
 /* Messages that one read(2) returns at most */
 #define MAX_MESSAGES 64
 
-/* Sequential access patterns that are followed at a time */
-#define MAX_STREAMS 8
+/* How often to look whether QEMU was told to end while somebody waits */
+#define WATCH_NS (250 * SCALE_MS)
 
 /* Pause before a failed read is tried again; doubled each time */
 #define RETRY_MIN_NS (50 * SCALE_MS)
 #define RETRY_MAX_NS (10 * NANOSECONDS_PER_SECOND)
-
-/* One sequential access pattern */
-typedef struct Stream {
-    uint64_t next;          /* the page that would continue it */
-    uint64_t window;        /* pages to read when it is continued */
-    uint64_t used;          /* when it was continued last, for replacement */
-} Stream;
 
 /* A read of the store that serves a touch */
 typedef struct Fetch {
@@ -80,6 +76,7 @@ typedef struct Fetch {
     int64_t start_ns;
     QemuCoSleep sleep;      /* between a failed read and the next */
     QLIST_ENTRY(Fetch) next;
+    QTAILQ_ENTRY(Fetch) age;
 } Fetch;
 
 struct RwpFaults {
@@ -90,12 +87,14 @@ struct RwpFaults {
     unsigned nb_free;       /* buffers[0..nb_free) are free */
     CoQueue buffer_queue;   /* fetches that wait for one */
     QLIST_HEAD(, Fetch) sleeping;
+    QTAILQ_HEAD(, Fetch) fetches;       /* all, the oldest first */
 
-    Stream streams[MAX_STREAMS];
-    uint64_t stream_clock;
+    RwpReadahead readahead;
 
     unsigned in_flight;     /* fetches; atomic, main loop waits for 0 */
-    bool give_up;           /* atomic, set by any thread */
+    RwpQuit *quit;
+    QEMUTimer *watch;       /* runs while there are fetches, and then once */
+    bool watching;
 };
 
 static void record_latency(RwpState *s, int64_t ns)
@@ -103,62 +102,6 @@ static void record_latency(RwpState *s, int64_t ns)
     int row = ns > 0 ? 63 - clz64(ns) : 0;
 
     stat64_add(&s->stats.latency[MIN(row, RWP_LATENCY_ROWS - 1)], 1);
-}
-
-/* The page is where it belongs, or will be zero when it is touched again */
-static void finish_live(RwpState *s, uint64_t page)
-{
-    rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
-    rwp_state_settle_soon(s);
-}
-
-/* Put one page in place.  It is there already if somebody was faster. */
-static int place_page(RwpState *s, uint64_t page, const void *buf)
-{
-    int ret = rwp_memory_copy(s->mem, page, 1, buf);
-
-    trace_rwp_fetch_place(s->id, page, 1, ret);
-    return ret == -EEXIST ? 0 : ret;
-}
-
-/* The host had no memory for all pages of a run: as many as possible */
-static uint64_t place_one_by_one(RwpState *s, uint64_t first, uint64_t count,
-                                 const uint8_t *buf)
-{
-    uint64_t placed = 0;
-
-    for (uint64_t i = 0; i < count; i++) {
-        if (place_page(s, first + i, buf + i * s->mem->page_size) == 0) {
-            finish_live(s, first + i);
-            placed++;
-        } else {
-            rwp_pages_finish(s->pages, first + i, RWP_PAGE_EVICTED);
-        }
-    }
-    return placed;
-}
-
-uint64_t rwp_faults_place(RwpState *s, uint64_t first, uint64_t count,
-                          const void *buf)
-{
-    int ret = rwp_memory_copy(s->mem, first, count, buf);
-    uint64_t placed = count;
-
-    trace_rwp_fetch_place(s->id, first, count, ret);
-    if (ret < 0) {
-        placed = place_one_by_one(s, first, count, buf);
-    } else {
-        if (rwp_scanner_running(s->scanner)) {
-            ret = s->mem->tracker->arm(s->mem, first, count);
-            trace_rwp_arm_unasked(s->id, first, count, ret);
-        }
-        for (uint64_t i = 0; i < count; i++) {
-            finish_live(s, first + i);
-        }
-    }
-    /* Somebody may have touched one after it was copied, and armed */
-    rwp_memory_wake(s->mem, first, count);
-    return placed;
 }
 
 /*
@@ -178,7 +121,7 @@ static void zero_page(RwpFaults *faults, uint64_t page, RwpPage state)
     }
     /* EEXIST: the page is in memory after all; its waiter was woken */
     if (ret == 0 || ret == -EEXIST || state == RWP_PAGE_LIVE) {
-        finish_live(s, page);
+        rwp_place_finish(s, page);
     } else {
         rwp_pages_finish(s->pages, page, state);
     }
@@ -197,7 +140,7 @@ static void admit_page(RwpFaults *faults, uint64_t page)
     int ret = s->mem->tracker->admit(s->mem, page);
 
     trace_rwp_fault_admit(s->id, page, ret);
-    finish_live(s, page);
+    rwp_place_finish(s, page);
 }
 
 /* A staged page was touched; this thread has it in FETCHING */
@@ -216,7 +159,7 @@ static void take_back(RwpFaults *faults, uint64_t page)
         trace_rwp_fault_give_back(s->id, page, ret);
         if (ret == 0 || ret == -EEXIST) {
             stat64_add(&s->stats.evict_cancelled, 1);
-            finish_live(s, page);
+            rwp_place_finish(s, page);
         } else {
             /* No memory: the evictor keeps it; who waits tries again */
             rwp_pages_finish(s->pages, page, RWP_PAGE_STAGED);
@@ -243,41 +186,13 @@ static void coroutine_fn put_buffer(RwpFaults *faults, void *buf)
     qemu_co_queue_next(&faults->buffer_queue);
 }
 
-/*
- * How many pages to read when @page is touched: more each time that the
- * touch continues where an earlier fetch ended.
- */
-static uint64_t stream_window(RwpFaults *faults, uint64_t page)
-{
-    Stream *oldest = &faults->streams[0];
-
-    for (int i = 0; i < MAX_STREAMS; i++) {
-        Stream *stream = &faults->streams[i];
-
-        if (stream->next == page && stream->window) {
-            stream->window = MIN(stream->window * 2, faults->max_window);
-            stream->next = page + stream->window;
-            stream->used = ++faults->stream_clock;
-            return stream->window;
-        }
-        if (stream->used < oldest->used) {
-            oldest = stream;
-        }
-    }
-    *oldest = (Stream) {
-        .next = page + 1,
-        .window = 1,
-        .used = ++faults->stream_clock,
-    };
-    return 1;
-}
-
 /* Take the evicted neighbours of @fetch->page into FETCHING */
 static void claim_neighbours(Fetch *fetch)
 {
     RwpFaults *faults = fetch->faults;
     RwpState *s = faults->s;
-    uint64_t window = stream_window(faults, fetch->page);
+    uint64_t window = rwp_readahead_window(&faults->readahead, fetch->page,
+                                           faults->max_window);
 
     window = MIN(window, s->mem->nb_pages - fetch->page);
     while (fetch->count < window &&
@@ -320,7 +235,8 @@ static void coroutine_fn wait_for_retry(Fetch *fetch, int64_t ns)
  * Read the pages of @fetch, for as long as it takes; at the end only the
  * touched page may be left.
  *
- * Returns false if it was given up.
+ * Returns false if it is not going to be read, because nobody wants it any
+ * more or because QEMU ends.
  */
 static bool coroutine_fn read_pages(Fetch *fetch, void *buf)
 {
@@ -352,7 +268,7 @@ static bool coroutine_fn read_pages(Fetch *fetch, void *buf)
                                   RWP_OPERATION_FETCH, offset, bytes, ret);
             reported = true;
         }
-        if (qatomic_read(&faults->give_up)) {
+        if (rwp_quit_phase(faults->quit) != RWP_QUIT_NO) {
             return false;
         }
         wait_for_retry(fetch, pause);
@@ -363,7 +279,7 @@ static bool coroutine_fn read_pages(Fetch *fetch, void *buf)
 /*
  * Put the touched page in place, for as long as it takes to get memory.
  *
- * Returns false if it was given up.
+ * Returns false if that is not going to happen, because QEMU ends.
  */
 static bool coroutine_fn place_touched(Fetch *fetch, const void *buf)
 {
@@ -371,8 +287,8 @@ static bool coroutine_fn place_touched(Fetch *fetch, const void *buf)
     RwpState *s = faults->s;
     int64_t pause = RETRY_MIN_NS;
 
-    while (place_page(s, fetch->page, buf) < 0) {
-        if (qatomic_read(&faults->give_up)) {
+    while (rwp_place_page(s, fetch->page, buf) < 0) {
+        if (rwp_quit_phase(faults->quit) != RWP_QUIT_NO) {
             return false;
         }
         wait_for_retry(fetch, pause);
@@ -380,8 +296,26 @@ static bool coroutine_fn place_touched(Fetch *fetch, const void *buf)
     }
     record_latency(s, get_clock() - fetch->start_ns);
     stat64_add(&s->stats.fetched_fault, 1);
-    finish_live(s, fetch->page);
+    rwp_place_finish(s, fetch->page);
     return true;
+}
+
+/*
+ * The touched page was not put in place: nobody wants its content any
+ * more, or it is lost.
+ */
+static void end_without_page(Fetch *fetch)
+{
+    RwpFaults *faults = fetch->faults;
+
+    release_neighbours(fetch);
+    if (rwp_pages_discarded(faults->s->pages, fetch->page)) {
+        zero_page(faults, fetch->page, RWP_PAGE_LIVE);
+    } else {
+        /* It stays in FETCHING; see rwp_quit_waiter() for who waits for it */
+        rwp_quit_lose(faults->quit, fetch->page);
+        rwp_memory_wake(faults->s->mem, fetch->page, 1);
+    }
 }
 
 static void coroutine_fn fetch_co(void *opaque)
@@ -396,17 +330,17 @@ static void coroutine_fn fetch_co(void *opaque)
     if (!read_pages(fetch, buf) ||
         rwp_pages_discarded(s->pages, fetch->page) ||
         !place_touched(fetch, buf)) {
-        zero_page(faults, fetch->page, RWP_PAGE_LIVE);
-        release_neighbours(fetch);
+        end_without_page(fetch);
     } else if (fetch->count > 1) {
-        uint64_t placed = rwp_faults_place(s, fetch->page + 1,
-                                           fetch->count - 1,
-                                           (uint8_t *)buf +
-                                           s->mem->page_size);
+        uint64_t placed = rwp_place_untouched(s, fetch->page + 1,
+                                              fetch->count - 1,
+                                              (uint8_t *)buf +
+                                              s->mem->page_size);
 
         stat64_add(&s->stats.fetched_readahead, placed);
     }
     put_buffer(faults, buf);
+    QTAILQ_REMOVE(&faults->fetches, fetch, age);
     g_free(fetch);
 
     qatomic_dec(&faults->in_flight);
@@ -422,21 +356,41 @@ static void start_fetch(RwpFaults *faults, uint64_t page, int64_t start_ns)
     fetch->page = page;
     fetch->count = 1;
     fetch->start_ns = start_ns;
+    QTAILQ_INSERT_TAIL(&faults->fetches, fetch, age);
     qatomic_inc(&faults->in_flight);
+    if (!faults->watching) {
+        faults->watching = true;
+        timer_mod_ns(faults->watch,
+                     qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + WATCH_NS);
+    }
     qemu_coroutine_enter(qemu_coroutine_create(fetch_co, fetch));
 }
 
-/* One access waits for @page; @flags are UFFD_PAGEFAULT_FLAG_* */
-static void handle_fault(RwpFaults *faults, uint64_t page, uint64_t flags,
-                         int64_t start_ns)
+/* The thread @tid touched a page that somebody is bringing back */
+static void handle_fetching(RwpFaults *faults, uint64_t page, uint32_t tid)
 {
+    if (rwp_quit_phase(faults->quit) != RWP_QUIT_NO &&
+        rwp_quit_waiter(faults->quit, page, tid)) {
+        zero_page(faults, page, RWP_PAGE_LIVE);
+    }
+}
+
+/* One access waits for @page; @msg is the kernel's message */
+static void handle_fault(RwpFaults *faults, uint64_t page,
+                         const struct uffd_msg *msg, int64_t start_ns)
+{
+    uint64_t flags = msg->arg.pagefault.flags;
     RwpState *s = faults->s;
     RwpPage state;
 
     for (;;) {
         state = rwp_pages_get(s->pages, page);
         trace_rwp_fault(s->id, page, flags, state);
-        if (state == RWP_PAGE_LEAVING || state == RWP_PAGE_FETCHING) {
+        if (state == RWP_PAGE_FETCHING) {
+            handle_fetching(faults, page, msg->arg.pagefault.feat.ptid);
+            return;
+        }
+        if (state == RWP_PAGE_LEAVING) {
             return;
         }
         if (rwp_pages_move(s->pages, page, state, RWP_PAGE_FETCHING)) {
@@ -488,7 +442,7 @@ static void faults_readable(void *opaque)
             /* Staging buffers are registered too, but never touched */
             if (msgs[i].event == UFFD_EVENT_PAGEFAULT &&
                 page < mem->nb_pages) {
-                handle_fault(faults, page, msgs[i].arg.pagefault.flags, now);
+                handle_fault(faults, page, &msgs[i], now);
             }
         }
     } while (nb == MAX_MESSAGES);
@@ -512,17 +466,40 @@ static void stop_serving(void *opaque)
                        NULL);
 }
 
-static void wake_sleepers(void *opaque)
+static void wake_sleepers(RwpFaults *faults)
 {
-    RwpFaults *faults = opaque;
     Fetch *fetch, *next;
 
     /* Waking enters the coroutine, which takes its fetch off the list */
     QLIST_FOREACH_SAFE(fetch, &faults->sleeping, next, next) {
         qemu_co_sleep_wake(&fetch->sleep);
     }
+}
+
+static void retry_bh(void *opaque)
+{
+    RwpFaults *faults = opaque;
+
+    wake_sleepers(faults);
     qatomic_dec(&faults->in_flight);
     aio_wait_kick();
+}
+
+/* QEMU may have been told to end while a thread waits for a page */
+static void watch(void *opaque)
+{
+    RwpFaults *faults = opaque;
+    Fetch *oldest = QTAILQ_FIRST(&faults->fetches);
+    int64_t wait_ns = oldest ? get_clock() - oldest->start_ns : 0;
+
+    if (rwp_quit_watch(faults->quit, wait_ns)) {
+        wake_sleepers(faults);
+    }
+    faults->watching = oldest || rwp_quit_any_stuck(faults->quit);
+    if (faults->watching) {
+        timer_mod_ns(faults->watch,
+                     qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + WATCH_NS);
+    }
 }
 
 RwpFaults *rwp_faults_new(RwpState *s)
@@ -536,6 +513,10 @@ RwpFaults *rwp_faults_new(RwpState *s)
     faults->nb_free = MAX_FETCHES;
     qemu_co_queue_init(&faults->buffer_queue);
     QLIST_INIT(&faults->sleeping);
+    QTAILQ_INIT(&faults->fetches);
+    faults->quit = rwp_quit_new(s->id);
+    faults->watch = aio_timer_new(s->fault_ctx, QEMU_CLOCK_REALTIME, SCALE_NS,
+                                  watch, faults);
     aio_wait_bh_oneshot(s->fault_ctx, start_serving, faults);
     return faults;
 }
@@ -548,22 +529,29 @@ void rwp_faults_free(RwpFaults *faults)
         return;
     }
     aio_wait_bh_oneshot(faults->s->fault_ctx, stop_serving, faults);
-    rwp_faults_give_up(faults);
+    rwp_faults_quit(faults, RWP_QUIT_CLOSED);
     AIO_WAIT_WHILE(NULL, qatomic_read(&faults->in_flight) > 0);
+    timer_free(faults->watch);
+    rwp_quit_free(faults->quit);
     for (int i = 0; i < MAX_FETCHES; i++) {
         qemu_vfree(faults->buffers[i]);
     }
     g_free(faults);
 }
 
+bool rwp_faults_stuck(RwpFaults *faults)
+{
+    return faults && rwp_quit_any_stuck(faults->quit);
+}
+
 void rwp_faults_retry(RwpFaults *faults)
 {
     qatomic_inc(&faults->in_flight);
-    aio_bh_schedule_oneshot(faults->s->fault_ctx, wake_sleepers, faults);
+    aio_bh_schedule_oneshot(faults->s->fault_ctx, retry_bh, faults);
 }
 
-void rwp_faults_give_up(RwpFaults *faults)
+void rwp_faults_quit(RwpFaults *faults, RwpQuitPhase phase)
 {
-    qatomic_set(&faults->give_up, true);
+    rwp_quit_set_phase(faults->quit, phase);
     rwp_faults_retry(faults);
 }

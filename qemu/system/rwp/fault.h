@@ -8,6 +8,7 @@
 #ifndef RWP_FAULT_H
 #define RWP_FAULT_H
 
+#include "quit.h"
 #include "state.h"
 
 /**
@@ -20,8 +21,8 @@ RwpFaults *rwp_faults_new(RwpState *s);
 /**
  * rwp_faults_free: stop serving.  @faults may be NULL.
  *
- * Reads under way are waited for; nothing is read again.  Context: main
- * loop.
+ * Reads under way are waited for; nothing is read again, and
+ * rwp_faults_stuck() must be false.  Context: main loop.
  */
 void rwp_faults_free(RwpFaults *faults);
 
@@ -31,25 +32,18 @@ void rwp_faults_free(RwpFaults *faults);
 void rwp_faults_retry(RwpFaults *faults);
 
 /**
- * rwp_faults_give_up: the guest will never run again.
+ * rwp_faults_quit: QEMU ends, @phase begins.
  *
- * From now on, a page whose read fails becomes zeros, so that the thread
- * that touched it can be stopped.  Context: any thread, after all vCPUs
- * were told to stop.
+ * From now on, a page whose read fails is lost.  Context: any thread.
  */
-void rwp_faults_give_up(RwpFaults *faults);
+void rwp_faults_quit(RwpFaults *faults, RwpQuitPhase phase);
 
 /**
- * rwp_faults_place: put pages in place that nobody is known to wait for.
+ * rwp_faults_stuck: whether a vCPU waits for a page that is lost.
  *
- * @first, @count: pages that the caller has in FETCHING
- * @buf: their content
- *
- * The pages count as not accessed.  They are not FETCHING any more: a page
- * that could not be put in place is EVICTED again.  Returns the number of
- * pages that are in place.  Context: fault thread or work thread.
+ * Then the memory must stay as it is until the process is gone.  @faults
+ * may be NULL.  Context: any thread.
  */
-uint64_t rwp_faults_place(RwpState *s, uint64_t first, uint64_t count,
-                          const void *buf);
+bool rwp_faults_stuck(RwpFaults *faults);
 
 #endif

@@ -19,8 +19,8 @@
 #include "qemu/main-loop.h"
 #include "qemu/memalign.h"
 #include "qapi/error.h"
-#include "fault.h"
 #include "job.h"
+#include "place.h"
 #include "store.h"
 #include "trace.h"
 
@@ -78,7 +78,7 @@ static int coroutine_fn fetch_task(AioTask *task)
         buffer_put(job, buf);
         return ret;
     }
-    placed = rwp_faults_place(s, t->first, t->count, buf);
+    placed = rwp_place_untouched(s, t->first, t->count, buf);
     buffer_put(job, buf);
     stat64_add(&s->stats.fetched_requested, placed);
     return placed == t->count ? 0 : -ENOMEM;

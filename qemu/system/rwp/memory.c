@@ -86,7 +86,10 @@ RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
     if (!rwp_memory_features(&mem->features, errp)) {
         return NULL;
     }
-    mem->uffd = uffd_create_fd(tracker->features | pager->features, true);
+    /* Who waits matters when QEMU ends; kernels since 4.14 say it */
+    mem->uffd = uffd_create_fd(tracker->features | pager->features |
+                               (mem->features & UFFD_FEATURE_THREAD_ID),
+                               true);
     if (mem->uffd < 0) {
         error_setg_errno(errp, errno, "cannot create a userfaultfd for "
                          "tracker=%s", RwpTrackerType_str(tracker->type));

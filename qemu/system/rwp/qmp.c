@@ -4,11 +4,12 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Parse, call, format.  Everything runs in the main loop with the BQL,
- * except rwp-retry, which can run out of band.
+ * except rwp-retry and rwp-quit, which can run out of band.
  */
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qapi/qapi-commands-control.h"
 #include "qapi/qapi-commands-rwp.h"
 #include "qom/object.h"
 #include "evict.h"
@@ -349,4 +350,10 @@ RwpMap *qmp_query_rwp_map(const char *id, bool has_offset, uint64_t offset,
 void qmp_rwp_retry(const char *id, Error **errp)
 {
     rwp_registry_retry(id, errp);
+}
+
+void qmp_rwp_quit(Error **errp)
+{
+    /* Only sets a request; who carries it out if the main loop cannot: quit.c */
+    qmp_quit(errp);
 }

@@ -19,12 +19,12 @@
 #include "qapi/error.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
-#include "hw/core/cpu.h"
 #include "system/hostmem.h"
 #include "system/runstate.h"
 #include "system/runstate-action.h"
 #include "fault.h"
 #include "guard.h"
+#include "quit.h"
 #include "registry.h"
 #include "scan.h"
 #include "state.h"
@@ -187,7 +187,7 @@ static void store_removed(void *opaque)
 {
     RwpState *s = opaque;
 
-    rwp_faults_give_up(s->faults);
+    rwp_faults_quit(s->faults, RWP_QUIT_CLOSED);
 }
 
 bool rwp_state_set_store(RwpState *s, const char *node_name, bool own,
@@ -279,26 +279,33 @@ void rwp_state_settle_soon(RwpState *s)
     }
 }
 
+static void begin_quit(RwpState *s, void *opaque)
+{
+    RwpQuitPhase *phase = opaque;
+
+    if (s->faults) {
+        rwp_faults_quit(s->faults, *phase);
+    }
+}
+
 /*
  * QEMU is about to stop the guest for good.  A vCPU that waits for a page
- * which the store does not deliver would keep it from that, so such pages
- * become zeros; and because nothing may be computed from them, all vCPUs
- * are told to stop first.
+ * which the store does not deliver would keep it from that; see quit.c.
  */
 static void state_shutdown(Notifier *notifier, void *data)
 {
     RwpState *s = container_of(notifier, RwpState, shutdown_notifier);
-    CPUState *cpu;
+    RwpQuitPhase phase = RWP_QUIT_BEGUN;
 
     if (!s->faults || !rwp_pages_away(s->pages) ||
         shutdown_action == SHUTDOWN_ACTION_PAUSE) {
         return;
     }
-    CPU_FOREACH(cpu) {
-        cpu->stop = true;
-        qemu_cpu_kick(cpu);
-    }
-    rwp_faults_give_up(s->faults);
+    /* A vCPU may wait for a page of any of them */
+    rwp_state_foreach(begin_quit, &phase);
+    rwp_quit_stop_vcpus();
+    phase = RWP_QUIT_ANNOUNCED;
+    rwp_state_foreach(begin_quit, &phase);
 }
 
 RwpState *rwp_state_new(RAMBlock *rb, const RwpConfig *config, Error **errp)
@@ -357,6 +364,10 @@ void rwp_state_free(RwpState *s)
         return;
     }
     assert(!s->job);
+    if (rwp_faults_stuck(s->faults)) {
+        /* The process ends, and until then the vCPU must find no page */
+        return;
+    }
     rwp_registry_remove(s);
     notifier_remove(&s->shutdown_notifier);
     rwp_scanner_free(s->scanner);

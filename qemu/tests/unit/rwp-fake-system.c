@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include "qemu/coroutine.h"
 #include "qemu/main-loop.h"
+#include "qemu/rcu.h"
 #include "qapi/error.h"
 #include "qapi/qapi-events-rwp.h"
 #include "block/block_int.h"
@@ -219,9 +220,30 @@ void fake_system_shutdown(void)
     notifier_list_notify(&shutdown_notifiers, NULL);
 }
 
+ShutdownCause qemu_shutdown_requested_get(void)
+{
+    return fake_system.shutdown;
+}
+
+CPUState *fake_add_vcpu(int tid)
+{
+    CPUState *cpu = g_new0(CPUState, 1);
+
+    cpu->thread_id = tid;
+    QTAILQ_INSERT_TAIL_RCU(&cpus_queue, cpu, node);
+    return cpu;
+}
+
+void fake_remove_vcpu(CPUState *cpu)
+{
+    QTAILQ_REMOVE_RCU(&cpus_queue, cpu, node);
+    synchronize_rcu();
+    g_free(cpu);
+}
+
 void qemu_cpu_kick(CPUState *cpu)
 {
-    g_assert_not_reached();
+    fake_system.kicks++;
 }
 
 bool qtest_driver(void)

@@ -21,6 +21,7 @@ struct FakeTouch {
     QemuThread thread;
     uint64_t page;
     uint64_t value;
+    int tid;
     bool blocked;
     bool done;
 };
@@ -166,6 +167,7 @@ static void post_locked(uint64_t page, uint64_t flags)
         .event = UFFD_EVENT_PAGEFAULT,
         .arg.pagefault.flags = flags,
         .arg.pagefault.address = rwp_memory_host(fake.mem, page),
+        .arg.pagefault.feat.ptid = qemu_get_thread_id(),
     };
     uint64_t one = 1;
 
@@ -245,6 +247,7 @@ static void *touch_thread(void *opaque)
 {
     FakeTouch *touch = opaque;
 
+    touch->tid = qemu_get_thread_id();
     access_page(touch->page, touch->value, touch->value != 0, touch);
     return NULL;
 }
@@ -279,6 +282,11 @@ uint64_t fake_touch_end(FakeTouch *touch)
     value = touch->value;
     g_free(touch);
     return value;
+}
+
+int fake_touch_thread(FakeTouch *touch)
+{
+    return touch->tid;
 }
 
 void fake_post(uint64_t page, uint64_t flags)

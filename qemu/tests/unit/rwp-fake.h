@@ -25,6 +25,7 @@
 #define RWP_FAKE_H
 
 #include "block/block-common.h"
+#include "qapi/qapi-types-run-state.h"
 #include "system/rwp/memory.h"
 
 #define FAKE_PAGE_SIZE 4096
@@ -102,6 +103,9 @@ bool fake_touch_done(FakeTouch *touch);
 /** fake_touch_end: wait for the end; returns what was read or written. */
 uint64_t fake_touch_end(FakeTouch *touch);
 
+/** fake_touch_thread: ID of the thread of an access that has to wait. */
+int fake_touch_thread(FakeTouch *touch);
+
 /** fake_post: send a message of a fault that nobody has any more. */
 void fake_post(uint64_t page, uint64_t flags);
 
@@ -164,9 +168,15 @@ typedef struct FakeSystem {
     unsigned store_errors;      /* events */
     int last_operation;         /* of the last of these */
     unsigned cycles;            /* events */
+    ShutdownCause shutdown;     /* was requested, and nobody heard of it */
+    unsigned kicks;             /* of vCPUs */
 } FakeSystem;
 
 extern FakeSystem fake_system;
+
+/** fake_add_vcpu, fake_remove_vcpu: a vCPU whose thread is @tid. */
+CPUState *fake_add_vcpu(int tid);
+void fake_remove_vcpu(CPUState *cpu);
 
 /** fake_system_shutdown: QEMU begins to terminate.  Context: main loop. */
 void fake_system_shutdown(void);

@@ -213,7 +213,80 @@ static void test_retry_neighbours(const RigKind *kind)
     rig_free(rig);
 }
 
-static void test_give_up(const RigKind *kind)
+/*
+ * A page cannot be read when QEMU ends: the vCPU that wants it waits, and
+ * counts as stopped
+ */
+static void quit_vcpu(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 10, 0);
+    FakeTouch *touch;
+    CPUState *cpu;
+
+    fake_store_fail(FAKE_STORE_READ, FAKE_ALWAYS, -EIO);
+    touch = fake_touch_start(5, 0);
+    cpu = fake_add_vcpu(fake_touch_thread(touch));
+    RIG_WAIT(qatomic_read(&rig->s->stats.fetch_waiting) == 1);
+    g_assert(!fake_touch_done(touch));
+    g_assert(!rwp_faults_stuck(rig->s->faults));
+
+    fake_system_shutdown();
+    g_assert(cpu->stopped);
+    g_assert(rwp_faults_stuck(rig->s->faults));
+    rig_expect(rig, 5, 1, RWP_PAGE_FETCHING);
+    /* Pages that can be read are right all the same */
+    fake_store_fail(FAKE_STORE_READ, 0, 0);
+    g_assert_cmphex(fake_read(6), ==, rig_value(6));
+
+    /* As long as it waits, there is no way to give it zeros */
+    rwp_faults_quit(rig->s->faults, RWP_QUIT_CLOSED);
+    rwp_state_free(rig->s);
+    g_assert(!fake_touch_done(touch));
+    rig_expect(rig, 5, 1, RWP_PAGE_FETCHING);
+    /* What ends the vCPU is the end of the process */
+    _exit(EXIT_SUCCESS);
+}
+
+static void test_quit_vcpu(const RigKind *kind)
+{
+    if (g_test_subprocess()) {
+        quit_vcpu(kind);
+    }
+    g_test_trap_subprocess(NULL, FAKE_TIMEOUT_MS * 1000LL, 0);
+    g_test_trap_assert_passed();
+}
+
+/* A vCPU that runs is told to stop, and waited for */
+static void *stop_vcpu(void *opaque)
+{
+    CPUState *cpu = opaque;
+
+    while (!qatomic_read(&cpu->stop)) {
+        g_usleep(1000);
+    }
+    g_usleep(20000);
+    qatomic_set(&cpu->stopped, true);
+    return NULL;
+}
+
+static void test_quit_running(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 10, 0);
+    CPUState *cpu = fake_add_vcpu(0);
+    QemuThread thread;
+
+    qemu_thread_create(&thread, "vcpu", stop_vcpu, cpu, QEMU_THREAD_JOINABLE);
+    fake_system_shutdown();
+    g_assert(cpu->stopped);
+    g_assert_cmpuint(fake_system.kicks, >, 0);
+    qemu_thread_join(&thread);
+    fake_remove_vcpu(cpu);
+    rig_check(rig, 0, 10);
+    rig_free(rig);
+}
+
+/* When there is no disk any more to write to, others get zeros */
+static void test_quit_closed(const RigKind *kind)
 {
     Rig *rig = new_evicted(kind, 10, 0);
     FakeTouch *touch;
@@ -222,12 +295,49 @@ static void test_give_up(const RigKind *kind)
     touch = fake_touch_start(5, 0);
     RIG_WAIT(qatomic_read(&rig->s->stats.fetch_waiting) == 1);
     g_assert(!fake_touch_done(touch));
-    fake_system_shutdown();
+    rwp_faults_quit(rig->s->faults, RWP_QUIT_CLOSED);
     g_assert_cmphex(fake_touch_end(touch), ==, 0);
-    /* Pages that can be read are right all the same */
+    g_assert_cmphex(fake_read(6), ==, 0);
     fake_store_fail(FAKE_STORE_READ, 0, 0);
-    g_assert_cmphex(fake_read(6), ==, rig_value(6));
+    g_assert_cmphex(fake_read(7), ==, rig_value(7));
     rig_free(rig);
+}
+
+/* Before, they get nothing wrong: QEMU ends, be it told or just asked to */
+static void quit_other(const RigKind *kind, bool heard)
+{
+    Rig *rig = new_evicted(kind, 10, 0);
+
+    fake_store_fail(FAKE_STORE_READ, FAKE_ALWAYS, -EIO);
+    fake_touch_start(5, 0);
+    RIG_WAIT(qatomic_read(&rig->s->stats.fetch_waiting) == 1);
+    if (heard) {
+        fake_system_shutdown();
+    } else {
+        qatomic_set(&fake_system.shutdown, SHUTDOWN_CAUSE_HOST_SIGNAL);
+    }
+    RIG_WAIT(false);
+}
+
+static void expect_end(const RigKind *kind, bool heard)
+{
+    if (g_test_subprocess()) {
+        quit_other(kind, heard);
+    }
+    g_test_trap_subprocess(NULL, FAKE_TIMEOUT_MS * 1000LL, 0);
+    g_test_trap_assert_failed();
+    g_test_trap_assert_stderr("*a thread waits for memory that the store "
+                              "does not return*");
+}
+
+static void test_quit_other(const RigKind *kind)
+{
+    expect_end(kind, true);
+}
+
+static void test_quit_unheard(const RigKind *kind)
+{
+    expect_end(kind, false);
 }
 
 /* Whoever drains may be waiting for the thread that waits for the page */
@@ -453,7 +563,11 @@ static void add_tests(void)
     rig_add("fault/readahead-arms", test_readahead_arms);
     rig_add("fault/retry", test_retry);
     rig_add("fault/retry-neighbours", test_retry_neighbours);
-    rig_add("fault/give-up", test_give_up);
+    rig_add("quit/vcpu", test_quit_vcpu);
+    rig_add("quit/running", test_quit_running);
+    rig_add("quit/closed", test_quit_closed);
+    rig_add("quit/other", test_quit_other);
+    rig_add("quit/unheard", test_quit_unheard);
     rig_add("fault/drained", test_drained);
     rig_add("fault/spurious", test_spurious);
     rig_add("fetch/basic", test_fetch_job);

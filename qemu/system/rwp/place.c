@@ -1,0 +1,67 @@
+/*
+ * Pages that were brought back are put in place
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See place.h.  Invariant: a page becomes LIVE only when it is in memory,
+ * by this or by somebody who was faster.
+ */
+
+#include "qemu/osdep.h"
+#include "place.h"
+#include "scan.h"
+#include "trace.h"
+
+void rwp_place_finish(RwpState *s, uint64_t page)
+{
+    rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
+    rwp_state_settle_soon(s);
+}
+
+int rwp_place_page(RwpState *s, uint64_t page, const void *buf)
+{
+    int ret = rwp_memory_copy(s->mem, page, 1, buf);
+
+    trace_rwp_fetch_place(s->id, page, 1, ret);
+    return ret == -EEXIST ? 0 : ret;
+}
+
+/* The host had no memory for all pages of a run: as many as possible */
+static uint64_t place_one_by_one(RwpState *s, uint64_t first, uint64_t count,
+                                 const uint8_t *buf)
+{
+    uint64_t placed = 0;
+
+    for (uint64_t i = 0; i < count; i++) {
+        if (rwp_place_page(s, first + i, buf + i * s->mem->page_size) == 0) {
+            rwp_place_finish(s, first + i);
+            placed++;
+        } else {
+            rwp_pages_finish(s->pages, first + i, RWP_PAGE_EVICTED);
+        }
+    }
+    return placed;
+}
+
+uint64_t rwp_place_untouched(RwpState *s, uint64_t first, uint64_t count,
+                             const void *buf)
+{
+    int ret = rwp_memory_copy(s->mem, first, count, buf);
+    uint64_t placed = count;
+
+    trace_rwp_fetch_place(s->id, first, count, ret);
+    if (ret < 0) {
+        placed = place_one_by_one(s, first, count, buf);
+    } else {
+        if (rwp_scanner_running(s->scanner)) {
+            ret = s->mem->tracker->arm(s->mem, first, count);
+            trace_rwp_arm_unasked(s->id, first, count, ret);
+        }
+        for (uint64_t i = 0; i < count; i++) {
+            rwp_place_finish(s, first + i);
+        }
+    }
+    /* Somebody may have touched one after it was copied, and armed */
+    rwp_memory_wake(s->mem, first, count);
+    return placed;
+}

@@ -1,0 +1,39 @@
+/*
+ * Pages that were brought back are put in place
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * For pages that the caller has in FETCHING.  Context: fault thread or work
+ * thread.
+ */
+#ifndef RWP_PLACE_H
+#define RWP_PLACE_H
+
+#include "state.h"
+
+/**
+ * rwp_place_finish: @page is where it belongs, or will be zero when it is
+ * touched again.  It becomes LIVE.
+ */
+void rwp_place_finish(RwpState *s, uint64_t page);
+
+/**
+ * rwp_place_page: put one page in place, and wake.  It stays FETCHING.
+ *
+ * Returns 0, also if somebody was faster, or -errno.
+ */
+int rwp_place_page(RwpState *s, uint64_t page, const void *buf);
+
+/**
+ * rwp_place_untouched: put pages in place that nobody is known to wait for.
+ *
+ * @buf: their content
+ *
+ * The pages count as not accessed.  They are not FETCHING any more: a page
+ * that could not be put in place is EVICTED again.  Returns the number of
+ * pages that are in place.
+ */
+uint64_t rwp_place_untouched(RwpState *s, uint64_t first, uint64_t count,
+                             const void *buf);
+
+#endif
