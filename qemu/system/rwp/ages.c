@@ -20,8 +20,6 @@
  *   host kernel populate page tables for all of an unused guest, and
  *   writing would make it allocate all the bytes.
  *
- * The bytes and seen[] share one anonymous mapping, the bytes first.
- *
  * Invariants, whenever the mutex is free:
  *
  * - the sum of counts[] is nb_pages
@@ -75,9 +73,13 @@ struct RwpAges {
  */
 typedef void RwpAgesChange(RwpAges *ages, uint8_t *bytes, size_t n);
 
+static uint64_t nb_blocks(RwpAges *ages)
+{
+    return DIV_ROUND_UP(ages->nb_pages, BLOCK_PAGES);
+}
+
 RwpAges *rwp_ages_new(uint64_t nb_pages, Error **errp)
 {
-    uint64_t nb_blocks = DIV_ROUND_UP(nb_pages, BLOCK_PAGES);
     RwpAges *ages;
     size_t mapped;
     void *map;
@@ -88,8 +90,7 @@ RwpAges *rwp_ages_new(uint64_t nb_pages, Error **errp)
         return NULL;
     }
 
-    mapped = ROUND_UP(nb_blocks * (BLOCK_PAGES + sizeof(uint32_t)),
-                      qemu_real_host_page_size());
+    mapped = ROUND_UP(nb_pages, qemu_real_host_page_size());
     map = mmap(NULL, mapped, PROT_READ | PROT_WRITE,
                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED) {
@@ -102,7 +103,7 @@ RwpAges *rwp_ages_new(uint64_t nb_pages, Error **errp)
     ages->nb_pages = nb_pages;
     ages->mapped = mapped;
     ages->bytes = map;
-    ages->seen = (uint32_t *)(ages->bytes + nb_blocks * BLOCK_PAGES);
+    ages->seen = g_new0(uint32_t, nb_blocks(ages));
     ages->counts[BYTE_NONE] = nb_pages;
     qemu_mutex_init(&ages->lock);
     return ages;
@@ -115,6 +116,7 @@ void rwp_ages_free(RwpAges *ages)
     }
     qemu_mutex_destroy(&ages->lock);
     munmap(ages->bytes, ages->mapped);
+    g_free(ages->seen);
     g_free(ages);
 }
 
@@ -125,6 +127,9 @@ void rwp_ages_reset(RwpAges *ages)
     /* Memory that is locked (-overcommit mem-lock=on) cannot be given back */
     if (madvise(ages->bytes, ages->mapped, MADV_DONTNEED) < 0) {
         memset(ages->bytes, 0, ages->mapped);
+    }
+    for (uint64_t i = 0; i < nb_blocks(ages); i++) {
+        qatomic_set(&ages->seen[i], 0);
     }
     memset(ages->counts, 0, sizeof(ages->counts));
     ages->counts[BYTE_NONE] = ages->nb_pages;
@@ -391,5 +396,6 @@ bool rwp_ages_next_run(RwpAges *ages, uint64_t first, uint64_t end,
 
 uint64_t rwp_ages_bytes(RwpAges *ages)
 {
-    return ages->mapped;
+    return ages->mapped + sizeof(*ages) +
+           nb_blocks(ages) * sizeof(ages->seen[0]);
 }

@@ -9,7 +9,6 @@
 
 #include "qemu/osdep.h"
 #include "qemu/bitops.h"
-#include "qemu/memalign.h"
 #include "qemu/units.h"
 #include "qemu/userfaultfd.h"
 #include "qapi/error.h"
@@ -102,9 +101,16 @@ RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
         close(mem->uffd);
         return NULL;
     }
+    /* Never written, so it is the kernel's zero page and takes no memory */
+    mem->zero_page = mmap(NULL, page_size, PROT_READ,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mem->zero_page == MAP_FAILED) {
+        error_setg_errno(errp, errno, "memory-backend-rwp cannot map a page");
+        close(mem->pagemap);
+        close(mem->uffd);
+        return NULL;
+    }
     mem->chunk_modes = g_new0(uint64_t, rwp_memory_nb_chunks(mem));
-    mem->zero_page = qemu_memalign(qemu_real_host_page_size(), page_size);
-    memset(mem->zero_page, 0, page_size);
     return g_steal_pointer(&mem);
 }
 
@@ -116,7 +122,7 @@ void rwp_memory_close(RwpMemory *mem)
     rwp_memory_unregister_all(mem);
     close(mem->pagemap);
     close(mem->uffd);
-    qemu_vfree(mem->zero_page);
+    munmap(mem->zero_page, mem->page_size);
     g_free(mem->chunk_modes);
     g_free(mem);
 }

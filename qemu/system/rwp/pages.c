@@ -3,23 +3,23 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * There is one byte for each page: an RwpPage, and DISCARDED beside it
+ * There are four bits for each page: an RwpPage, and DISCARDED beside it
  * for pages in LEAVING and FETCHING.  LIVE is 0, so a guest of which
- * nothing was ever evicted costs no memory here.
+ * nothing was ever evicted costs no memory here.  The even page of two
+ * that share a byte has the lower bits.
  *
  * Counters say how many pages are away, which means in any other state
  * than LIVE: one in all, chunk_away[] for each chunk, and counts[] for
  * each of these states.  chunk_away[] lets a walk step over a chunk that
  * has nothing but LIVE pages, which are almost all chunks of most guests.
- * Pages in LIVE are not counted, they are what is left.  The bytes and
- * chunk_away[] share one anonymous mapping.
+ * Pages in LIVE are not counted, they are what is left.
  *
  * Invariants, at every moment:
  *
- * - a byte has DISCARDED only together with LEAVING or FETCHING
+ * - a page has DISCARDED only together with LEAVING or FETCHING
  * - a counter is never less than the number of pages it stands for.  A
  *   change of state raises the counters of the new state before it
- *   changes the byte, lowers those of the old one after that, and takes
+ *   changes the bits, lowers those of the old one after that, and takes
  *   the former back if it failed.
  *
  * The second makes it safe to step over a chunk whose counter is 0, and
@@ -29,9 +29,10 @@
  * is taken at several moments and can miss a page that changes state
  * meanwhile.
  *
- * Cost: a change of one page is a compare-and-swap and two or three atomic
- * additions.  Walks read one byte a page, except for chunks that they
- * step over.
+ * Cost: a change of one page is a compare-and-swap, repeated if the page
+ * that it shares a byte with changes at the same moment, and two or three
+ * atomic additions.  Walks read each page, except in chunks that they step
+ * over.
  *
  * Locking: none, see pages.h.
  */
@@ -44,7 +45,11 @@
 #include "pages.h"
 
 /* The guest gave the page back, its owner was not told yet */
-#define DISCARDED 0x80
+#define DISCARDED 8
+
+#define BITS 4
+#define MASK (BIT(BITS) - 1)
+QEMU_BUILD_BUG_ON(RWP_PAGE__MAX > DISCARDED);
 
 struct RwpPages {
     /* Set once */
@@ -80,7 +85,7 @@ RwpPages *rwp_pages_new(uint64_t nb_pages, uint64_t chunk_pages,
 {
     RwpPages *pages;
     uint64_t nb_chunks;
-    size_t counters, mapped;
+    size_t mapped;
     void *map;
 
     g_assert(is_power_of_2(chunk_pages));
@@ -92,9 +97,7 @@ RwpPages *rwp_pages_new(uint64_t nb_pages, uint64_t chunk_pages,
     }
 
     nb_chunks = DIV_ROUND_UP(nb_pages, chunk_pages);
-    counters = ROUND_UP(nb_pages, sizeof(size_t));
-    mapped = ROUND_UP(counters + nb_chunks * sizeof(size_t),
-                      qemu_real_host_page_size());
+    mapped = ROUND_UP(DIV_ROUND_UP(nb_pages, 2), qemu_real_host_page_size());
     map = mmap(NULL, mapped, PROT_READ | PROT_WRITE,
                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED) {
@@ -109,7 +112,7 @@ RwpPages *rwp_pages_new(uint64_t nb_pages, uint64_t chunk_pages,
     pages->chunk_shift = ctz64(chunk_pages);
     pages->mapped = mapped;
     pages->bytes = map;
-    pages->chunk_away = (size_t *)(pages->bytes + counters);
+    pages->chunk_away = g_new0(size_t, nb_chunks);
     return pages;
 }
 
@@ -119,18 +122,51 @@ void rwp_pages_free(RwpPages *pages)
         return;
     }
     munmap(pages->bytes, pages->mapped);
+    g_free(pages->chunk_away);
     g_free(pages);
 }
 
 static uint8_t *page_byte(RwpPages *pages, uint64_t page)
 {
     g_assert(page < pages->nb_pages);
-    return &pages->bytes[page];
+    return &pages->bytes[page / 2];
 }
 
-static RwpPage byte_state(uint8_t byte)
+static unsigned page_shift(uint64_t page)
 {
-    return byte & ~DISCARDED;
+    return page % 2 * BITS;
+}
+
+/* State and mark of a page */
+static uint8_t get_bits(RwpPages *pages, uint64_t page)
+{
+    uint8_t byte = qatomic_load_acquire(page_byte(pages, page));
+
+    return (byte >> page_shift(page)) & MASK;
+}
+
+/* They become @to if they are @from now */
+static bool swap_bits(RwpPages *pages, uint64_t page, uint8_t from, uint8_t to)
+{
+    uint8_t *byte = page_byte(pages, page);
+    unsigned shift = page_shift(page);
+    uint8_t old = qatomic_read(byte);
+
+    while (((old >> shift) & MASK) == from) {
+        uint8_t new = (old & ~(MASK << shift)) | to << shift;
+        uint8_t found = qatomic_cmpxchg(byte, old, new);
+
+        if (found == old) {
+            return true;
+        }
+        old = found;
+    }
+    return false;
+}
+
+static RwpPage bits_state(uint8_t bits)
+{
+    return bits & ~DISCARDED;
 }
 
 static bool has_owner(RwpPage state)
@@ -177,16 +213,17 @@ static void lower_counters(RwpPages *pages, uint64_t page,
 }
 
 /*
- * The byte of @page changes from @from to @to, which must have different
- * states, if it is @from now.  The only place that changes a state.
+ * The bits of @page change from @from to @to, which must be different
+ * states, if they are @from now.  The only place that changes a state.
  */
-static bool swap_byte(RwpPages *pages, uint64_t page, uint8_t from, uint8_t to)
+static bool swap_state(RwpPages *pages, uint64_t page, uint8_t from,
+                       uint8_t to)
 {
-    RwpPage old = byte_state(from);
-    RwpPage new = byte_state(to);
+    RwpPage old = bits_state(from);
+    RwpPage new = bits_state(to);
 
     raise_counters(pages, page, old, new);
-    if (qatomic_cmpxchg(&pages->bytes[page], from, to) != from) {
+    if (!swap_bits(pages, page, from, to)) {
         lower_counters(pages, page, new, old);
         return false;
     }
@@ -196,7 +233,7 @@ static bool swap_byte(RwpPages *pages, uint64_t page, uint8_t from, uint8_t to)
 
 RwpPage rwp_pages_get(RwpPages *pages, uint64_t page)
 {
-    return byte_state(qatomic_load_acquire(page_byte(pages, page)));
+    return bits_state(get_bits(pages, page));
 }
 
 bool rwp_pages_move(RwpPages *pages, uint64_t page, RwpPage from, RwpPage to)
@@ -205,50 +242,49 @@ bool rwp_pages_move(RwpPages *pages, uint64_t page, RwpPage from, RwpPage to)
     g_assert(followers[from] & BIT(to));
 
     /* Most moves that fail do so here, without touching a counter */
-    if (qatomic_read(page_byte(pages, page)) != from) {
+    if (get_bits(pages, page) != from) {
         return false;
     }
-    return swap_byte(pages, page, from, to);
+    return swap_state(pages, page, from, to);
 }
 
 RwpPage rwp_pages_finish(RwpPages *pages, uint64_t page, RwpPage to)
 {
-    uint8_t byte;
+    uint8_t bits;
     RwpPage next;
 
     /* At most twice: only the owner changes it, except for the mark */
     do {
-        byte = qatomic_read(page_byte(pages, page));
-        g_assert(has_owner(byte_state(byte)));
+        bits = get_bits(pages, page);
+        g_assert(has_owner(bits_state(bits)));
         g_assert(to < RWP_PAGE__MAX);
-        g_assert(followers[byte_state(byte)] & BIT(to));
-        next = byte & DISCARDED ? RWP_PAGE_LIVE : to;
-    } while (!swap_byte(pages, page, byte, next));
+        g_assert(followers[bits_state(bits)] & BIT(to));
+        next = bits & DISCARDED ? RWP_PAGE_LIVE : to;
+    } while (!swap_state(pages, page, bits, next));
 
     return next;
 }
 
 bool rwp_pages_discarded(RwpPages *pages, uint64_t page)
 {
-    return qatomic_load_acquire(page_byte(pages, page)) & DISCARDED;
+    return get_bits(pages, page) & DISCARDED;
 }
 
 /* Returns the state before */
 static RwpPage discard_page(RwpPages *pages, uint64_t page)
 {
     for (;;) {
-        uint8_t byte = qatomic_read(&pages->bytes[page]);
-        RwpPage state = byte_state(byte);
-        uint8_t marked = byte | DISCARDED;
+        uint8_t bits = get_bits(pages, page);
+        RwpPage state = bits_state(bits);
 
         if (state == RWP_PAGE_LIVE) {
             return state;
         }
         if (has_owner(state)) {
-            if (qatomic_cmpxchg(&pages->bytes[page], byte, marked) == byte) {
+            if (swap_bits(pages, page, bits, bits | DISCARDED)) {
                 return state;
             }
-        } else if (swap_byte(pages, page, byte, RWP_PAGE_LIVE)) {
+        } else if (swap_state(pages, page, bits, RWP_PAGE_LIVE)) {
             return state;
         }
     }
@@ -314,9 +350,7 @@ static uint64_t find_page(RwpPages *pages, uint64_t page, uint64_t end,
             page = next;
         }
         for (; page < next; page++) {
-            uint8_t byte = qatomic_read(&pages->bytes[page]);
-
-            if ((byte_state(byte) == state) == inside) {
+            if ((rwp_pages_get(pages, page) == state) == inside) {
                 return page;
             }
         }
@@ -347,5 +381,7 @@ bool rwp_pages_next_run(RwpPages *pages, uint64_t first, uint64_t end,
 
 uint64_t rwp_pages_bytes(RwpPages *pages)
 {
-    return pages->mapped;
+    return pages->mapped + sizeof(*pages) +
+           DIV_ROUND_UP(pages->nb_pages, pages->chunk_pages) *
+           sizeof(pages->chunk_away[0]);
 }

@@ -42,7 +42,7 @@
  * already put the old content in place may leave it there.
  *
  * The data is pure: no I/O, no kernel interface, no other module.
- * Memory: one byte a page, allocated when a page first leaves LIVE, and a
+ * Memory: four bits a page, allocated when a page first leaves LIVE, and a
  * counter for each chunk.
  *
  * Locking: none; all functions may be called from any thread.  A change
@@ -146,7 +146,7 @@ uint64_t rwp_pages_away(RwpPages *pages);
 bool rwp_pages_next_run(RwpPages *pages, uint64_t first, uint64_t end,
                         RwpPage state, uint64_t *start, uint64_t *count);
 
-/** rwp_pages_bytes: memory mapped for @pages, touched or not. */
+/** rwp_pages_bytes: memory allocated for @pages, touched or not. */
 uint64_t rwp_pages_bytes(RwpPages *pages);
 
 #endif

@@ -171,7 +171,9 @@ static void fill_sizes(RwpState *s, RwpInfo *info)
                          info->size - info->evicted - info->zero);
     info->untouched = info->size - info->evicted - info->zero -
                       info->resident;
-    info->metadata = rwp_ages_bytes(s->ages) + rwp_pages_bytes(s->pages);
+    info->metadata = rwp_ages_bytes(s->ages) + rwp_pages_bytes(s->pages) +
+                     rwp_memory_nb_chunks(s->mem) *
+                     (sizeof(s->mem->chunk_modes[0]) + sizeof(s->pins[0]));
 }
 
 static void add_info(RwpState *s, void *opaque)
