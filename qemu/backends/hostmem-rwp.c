@@ -327,6 +327,7 @@ static void rwp_backend_instance_finalize(Object *obj)
 {
     HostMemoryBackendRwp *m = MEMORY_BACKEND_RWP(obj);
 
+    rwp_stats_retire(m->state);
     rwp_state_free(m->state);
     g_free(m->store);
 }

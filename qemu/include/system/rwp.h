@@ -80,6 +80,12 @@ static inline bool rwp_allow_foreigner(const char *name, Error **errp)
 }
 #endif
 
+/**
+ * rwp_stats_retire: keep what @s counted for query-stats; it is about to be
+ * freed.  @s may be NULL.  Context: main loop.
+ */
+void rwp_stats_retire(RwpState *s);
+
 /** rwp_state_busy: whether a job is running.  Context: main loop. */
 bool rwp_state_busy(RwpState *s);
 

@@ -107,6 +107,7 @@ static int coroutine_fn write_batch(RwpJob *job, RwpBatch *batch)
 
         trace_rwp_evict_write(s->id, offset, bytes, ret);
         if (ret < 0) {
+            stat64_add(&s->stats.write_errors, 1);
             rwp_job_failed_at(job, offset);
             rwp_event_store_error(s->id, rwp_store_node_name(s->store),
                                   RWP_OPERATION_EVICT, offset, bytes, ret);

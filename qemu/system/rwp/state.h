@@ -45,6 +45,7 @@ typedef struct RwpStats {
     Stat64 evict_busy;
     Stat64 evict_failed;
     Stat64 evict_bytes;
+    Stat64 write_errors;        /* requests */
     Stat64 commits;             /* windows */
     Stat64 commit_max_ns;
     Stat64 commit_total_ns;
