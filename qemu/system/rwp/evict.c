@@ -5,8 +5,9 @@
  *
  * Memory is gone through in windows of one batch.  Of each window, the
  * candidates are those pages that are old enough, or all that are
- * populated if ranges were given.  They are staged, written, and committed
- * (see stage.c); some windows are being written at a time.
+ * populated if ranges were given.  They are staged, copied, written, and
+ * committed (see stage.c).  Some windows are in progress at a time: while
+ * one is committed, others are copied and written by other threads.
  *
  * Locking: the job's coroutine and those of its batches run in the work
  * thread.
@@ -23,11 +24,23 @@
 #include "store.h"
 #include "trace.h"
 
+/* Requests of one batch in flight at a time, if its pages are scattered */
+#define WRITES_PARALLEL 8
+
 typedef struct BatchTask {
     AioTask task;
     RwpJob *job;
     RwpBatch *batch;
 } BatchTask;
+
+/* One request */
+typedef struct WriteTask {
+    AioTask task;
+    RwpJob *job;
+    RwpBatch *batch;
+    uint64_t pos;
+    uint64_t count;
+} WriteTask;
 
 static void batch_free(RwpJob *job, RwpBatch *batch)
 {
@@ -89,34 +102,55 @@ static void want_by_age(RwpJob *job, RwpBatch *batch, uint8_t min_age,
     }
 }
 
+static int coroutine_fn write_task(AioTask *task)
+{
+    WriteTask *t = container_of(task, WriteTask, task);
+    RwpJob *job = t->job;
+    RwpState *s = job->s;
+    RwpBatch *batch = t->batch;
+    uint64_t offset = rwp_state_page_bytes(s, batch->first + t->pos);
+    uint64_t bytes = rwp_state_page_bytes(s, t->count);
+    int ret = rwp_store_write(s->store, offset, bytes, batch->buf +
+                              rwp_state_page_bytes(s, t->pos));
+
+    trace_rwp_evict_write(s->id, offset, bytes, ret);
+    if (ret < 0) {
+        stat64_add(&s->stats.write_errors, 1);
+        rwp_job_failed_at(job, offset);
+        rwp_event_store_error(s->id, rwp_store_node_name(s->store),
+                              RWP_OPERATION_EVICT, offset, bytes, ret);
+        return ret;
+    }
+    stat64_add(&s->stats.evict_bytes, bytes);
+    return 0;
+}
+
+/* Write what is not zero of a batch, in as few requests as that takes */
 static int coroutine_fn write_batch(RwpJob *job, RwpBatch *batch)
 {
-    RwpState *s = job->s;
-    uint64_t page_size = s->mem->page_size;
     g_autofree unsigned long *map = bitmap_new(batch->count);
+    AioTaskPool *pool = aio_task_pool_new(WRITES_PARALLEL);
     uint64_t pos;
+    int ret;
 
     bitmap_andnot(map, batch->wanted, batch->zero, batch->count);
     pos = find_first_bit(map, batch->count);
-    while (pos < batch->count) {
+    while (pos < batch->count && aio_task_pool_status(pool) == 0) {
         uint64_t end = find_next_zero_bit(map, batch->count, pos);
-        uint64_t offset = rwp_state_page_bytes(s, batch->first + pos);
-        uint64_t bytes = rwp_state_page_bytes(s, end - pos);
-        int ret = rwp_store_write(s->store, offset, bytes,
-                                  batch->buf + pos * page_size);
+        WriteTask *t = g_new0(WriteTask, 1);
 
-        trace_rwp_evict_write(s->id, offset, bytes, ret);
-        if (ret < 0) {
-            stat64_add(&s->stats.write_errors, 1);
-            rwp_job_failed_at(job, offset);
-            rwp_event_store_error(s->id, rwp_store_node_name(s->store),
-                                  RWP_OPERATION_EVICT, offset, bytes, ret);
-            return ret;
-        }
-        stat64_add(&s->stats.evict_bytes, bytes);
+        t->task.func = write_task;
+        t->job = job;
+        t->batch = batch;
+        t->pos = pos;
+        t->count = end - pos;
+        aio_task_pool_start_task(pool, &t->task);
         pos = find_next_bit(map, batch->count, end);
     }
-    return 0;
+    aio_task_pool_wait_all(pool);
+    ret = aio_task_pool_status(pool);
+    aio_task_pool_free(pool);
+    return ret;
 }
 
 static int coroutine_fn batch_task(AioTask *task)
@@ -127,6 +161,7 @@ static int coroutine_fn batch_task(AioTask *task)
     RwpBatch *batch = t->batch;
     int ret;
 
+    rwp_stage_take(s, batch);
     ret = write_batch(job, batch);
     if (s->mem->pager->stays) {
         if (ret == 0) {

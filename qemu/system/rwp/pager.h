@@ -17,8 +17,9 @@
  * How pages come back is common to both: rwp_memory_copy() and
  * rwp_memory_zero().
  *
- * Locking: all operations run in the work thread of the backend, except
- * give_back, which runs in the fault thread too.  Return values are 0 or
+ * Locking: all operations run in the work thread of the backend.
+ * give_back runs in the fault thread, too, and take of a pager with stays
+ * runs in other threads, too.  Return values are 0 or
  * -errno unless said otherwise.
  */
 #ifndef RWP_PAGER_H

@@ -8,8 +8,9 @@
  *
  *   stage    with nothing blocked: the pages are armed, and copied.  The
  *            caller writes the copies to the store.  A copy is a guess.
- *   commit   hold; scan: pages that were touched since they were armed
- *            are given up; remove the others; release; wake.  No I/O.
+ *   commit   in windows of some pages: hold; scan: pages that were touched
+ *            since they were armed are given up; remove the others;
+ *            release; wake.  No I/O.
  *
  * A write to the page after it was armed is either seen by the scan, or
  * comes after the beginning of the hold and then waits: so no write is
@@ -22,16 +23,25 @@
  * Memory that is mapped for DMA is neither staged nor removed: the host
  * kernel could write to it without being seen by any of this.
  *
- * Each function but rwp_stage_end_moved() is one stretch without a yield,
- * and so cannot be interleaved with a cycle of the scanner or with another
+ * Why there is a copy, and the store is not given the guest's memory: a
+ * block driver may read what it writes more than once (a checksum, parity,
+ * a mirror), and must find the same each time; and reading a hole through
+ * a mapping would fill it.
+ *
+ * rwp_stage() and rwp_stage_commit() are one stretch without a yield, and
+ * so cannot be interleaved with a cycle of the scanner or with another
  * batch, which run in the same thread.
  *
- * Locking: everything runs in the work thread.
+ * Locking: everything runs in the work thread, except that copies are made
+ * in threads of its pool.  Between rwp_stage() and the return of
+ * rwp_stage_take() nobody else uses the batch, but the fault service, which
+ * reads the content of pages that it took over.
  */
 
 #include "qemu/osdep.h"
 #include "qemu/coroutine.h"
 #include "qemu/cutils.h"
+#include "block/thread-pool.h"
 #include "guard.h"
 #include "inject.h"
 #include "scan.h"
@@ -41,17 +51,24 @@
 /* How long to wait before looking at a page again */
 #define TAKE_BACK_POLL_NS 20000
 
-/* Calls @fn for runs of pages of @batch whose bit is in @map */
-static void batch_foreach_run(RwpBatch *batch, const unsigned long *map,
-                              RwpRunFunc *fn, void *opaque)
+/*
+ * How long a commit window shall last.  To hold and to release takes some
+ * 10 us, to remove a page 0.3 us; windows are made longer or shorter until
+ * they fit.
+ */
+#define WINDOW_NS (100 * SCALE_US)
+#define WINDOW_PAGES_MIN 32
+
+/* Calls @fn for runs of wanted pages among the numbers [@pos, @end) */
+static void foreach_wanted_run(RwpBatch *batch, uint64_t pos, uint64_t end,
+                               RwpRunFunc *fn, void *opaque)
 {
-    uint64_t pos = find_first_bit(map, batch->count);
+    pos = find_next_bit(batch->wanted, end, pos);
+    while (pos < end) {
+        uint64_t run_end = find_next_zero_bit(batch->wanted, end, pos);
 
-    while (pos < batch->count) {
-        uint64_t end = find_next_zero_bit(map, batch->count, pos);
-
-        fn(opaque, batch->first + pos, end - pos);
-        pos = find_next_bit(map, batch->count, end);
+        fn(opaque, batch->first + pos, run_end - pos);
+        pos = find_next_bit(batch->wanted, end, run_end);
     }
 }
 
@@ -188,13 +205,31 @@ int rwp_stage(RwpState *s, RwpBatch *batch, bool force)
     }
     claim(s, batch, mem->pager->stays ? RWP_PAGE_STAGED : RWP_PAGE_LEAVING);
     rwp_batch_add(&s->batches, batch);
-    batch_foreach_run(batch, batch->wanted, take_run, &take);
     if (!mem->pager->stays) {
+        foreach_wanted_run(batch, 0, batch->count, take_run, &take);
         /* Who touched a page while it was being moved waits for this */
         rwp_memory_wake(mem, batch->first, batch->count);
     }
-    find_zero_pages(s, batch);
     return 0;
+}
+
+/* In a thread of the pool */
+static int take_worker(void *opaque)
+{
+    Take *take = opaque;
+
+    if (take->s->mem->pager->stays) {
+        foreach_wanted_run(take->batch, 0, take->batch->count, take_run, take);
+    }
+    find_zero_pages(take->s, take->batch);
+    return 0;
+}
+
+void coroutine_fn rwp_stage_take(RwpState *s, RwpBatch *batch)
+{
+    Take take = { .s = s, .batch = batch };
+
+    thread_pool_submit_co(take_worker, &take);
 }
 
 static void count_evicted(RwpState *s, RwpPage state)
@@ -240,20 +275,23 @@ static void remove_run(void *opaque, uint64_t first, uint64_t count)
     }
 }
 
-/* Within a hold: remove the wanted pages that were not touched */
-static int remove_untouched(RwpState *s, RwpBatch *batch)
+/*
+ * Within a hold: remove the wanted pages among the numbers [@pos, @end) that
+ * were not touched.
+ */
+static int remove_untouched(RwpState *s, RwpBatch *batch, uint64_t pos,
+                            uint64_t end)
 {
     Remove remove = { .s = s, .batch = batch };
     bool pinned = rwp_guard_pinned(s, batch->first / s->mem->chunk_pages);
     int ret = 0;
 
     if (!rwp_inject(RWP_INJECT_SKIP_RESCAN)) {
-        ret = rwp_scan_touched(s, batch->first, batch->count, ignore_run,
+        ret = rwp_scan_touched(s, batch->first + pos, end - pos, ignore_run,
                                NULL);
     }
-    for (uint64_t i = find_first_bit(batch->wanted, batch->count);
-         i < batch->count;
-         i = find_next_bit(batch->wanted, batch->count, i + 1)) {
+    for (uint64_t i = find_next_bit(batch->wanted, end, pos); i < end;
+         i = find_next_bit(batch->wanted, end, i + 1)) {
         uint64_t page = batch->first + i;
 
         if ((ret < 0 || pinned) &&
@@ -269,14 +307,16 @@ static int remove_untouched(RwpState *s, RwpBatch *batch)
     if (rwp_inject(RWP_INJECT_EARLY_WAKE)) {
         s->mem->tracker->release(s->mem,
                                  batch->first / s->mem->chunk_pages);
-        rwp_memory_wake(s->mem, batch->first, batch->count);
+        rwp_memory_wake(s->mem, batch->first + pos, end - pos);
         g_usleep(1000);
     }
-    batch_foreach_run(batch, batch->wanted, remove_run, &remove);
+    foreach_wanted_run(batch, pos, end, remove_run, &remove);
     return ret;
 }
 
-int rwp_stage_commit(RwpState *s, RwpBatch *batch)
+/* One commit window, for the pages number [@pos, @end) of @batch */
+static int commit_window(RwpState *s, RwpBatch *batch, uint64_t pos,
+                         uint64_t end)
 {
     RwpMemory *mem = s->mem;
     uint64_t chunk = batch->first / mem->chunk_pages;
@@ -291,18 +331,40 @@ int rwp_stage_commit(RwpState *s, RwpBatch *batch)
             return ret;
         }
     }
-    ret = remove_untouched(s, batch);
+    ret = remove_untouched(s, batch, pos, end);
     if (!skip_hold) {
         release_ret = mem->tracker->release(mem, chunk);
     }
     ns = get_clock() - start_ns;
-    rwp_memory_wake(mem, batch->first, batch->count);
+    rwp_memory_wake(mem, batch->first + pos, end - pos);
 
+    if (ns > WINDOW_NS) {
+        s->window_pages = MAX(s->window_pages / 2, WINDOW_PAGES_MIN);
+    } else {
+        s->window_pages += s->window_pages / 8;
+    }
     stat64_add(&s->stats.commits, 1);
     stat64_add(&s->stats.commit_total_ns, ns);
     stat64_max(&s->stats.commit_max_ns, ns);
-    trace_rwp_evict_commit(s->id, batch->first, batch->count, ns, ret);
+    trace_rwp_evict_commit(s->id, batch->first + pos, end - pos, ns, ret);
     return ret < 0 ? ret : release_ret;
+}
+
+int rwp_stage_commit(RwpState *s, RwpBatch *batch)
+{
+    uint64_t pos = find_first_bit(batch->wanted, batch->count);
+    int ret = 0;
+
+    while (pos < batch->count && ret == 0) {
+        uint64_t end;
+
+        s->window_pages = MIN(MAX(s->window_pages, WINDOW_PAGES_MIN),
+                              RWP_BATCH_BYTES / qemu_real_host_page_size());
+        end = MIN(pos + s->window_pages, batch->count);
+        ret = commit_window(s, batch, pos, end);
+        pos = find_next_bit(batch->wanted, batch->count, end);
+    }
+    return ret;
 }
 
 void rwp_stage_give_up(RwpState *s, RwpBatch *batch)

@@ -17,11 +17,18 @@
  * @force: also pages that were touched since they were armed; otherwise
  *     those are not wanted any more
  *
- * Afterwards @batch is listed (rwp_batch_remove() is up to the caller),
- * the wanted pages are STAGED, their content is in the buffer, and those of
- * them that are zero are marked.  Returns 0, or -errno with nothing done.
+ * Afterwards @batch is listed (rwp_batch_remove() is up to the caller), and
+ * the wanted pages are STAGED.  Returns 0, or -errno with nothing done.
  */
 int rwp_stage(RwpState *s, RwpBatch *batch, bool force);
+
+/**
+ * rwp_stage_take: have the content of the wanted pages in the buffer.
+ *
+ * Afterwards those of them that are zero are marked.  Pages that could not
+ * be taken are not wanted any more.
+ */
+void coroutine_fn rwp_stage_take(RwpState *s, RwpBatch *batch);
 
 /**
  * rwp_stage_commit: remove the wanted pages that were not touched since.

@@ -95,6 +95,9 @@ struct RwpState {
     /* Atomic: written by the main loop, read by all threads; see guard.h */
     bool guarded;
 
+    /* Work thread only */
+    uint64_t window_pages;      /* of the next commit window; see stage.c */
+
     RwpBatchList batches;
     RwpStats stats;
 
