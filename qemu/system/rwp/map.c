@@ -70,6 +70,9 @@ static bool load_populated(RwpState *s, Populated *populated, uint64_t page,
 {
     int ret;
 
+    if (page - populated->first < populated->count) {
+        return true;
+    }
     populated->first = rwp_memory_chunk(s->mem, page / s->mem->chunk_pages,
                                         &populated->count);
     bitmap_zero(populated->map, s->mem->chunk_pages);
@@ -81,6 +84,29 @@ static bool load_populated(RwpState *s, Populated *populated, uint64_t page,
                          "are populated", s->id);
     }
     return ret == 0;
+}
+
+/*
+ * The number of pages from @page on, within its chunk, that nobody ever
+ * used.  The chunk is loaded.  Large guests have large holes, and the map of
+ * a hole shall cost next to nothing.
+ */
+static uint64_t count_untouched(RwpState *s, Populated *populated,
+                                uint64_t page)
+{
+    uint64_t end = populated->first + populated->count;
+    uint64_t start, count;
+
+    if (rwp_pages_chunk_away(s->pages, page)) {
+        return 0;
+    }
+    end = populated->first + find_next_bit(populated->map, populated->count,
+                                           page - populated->first);
+    if (rwp_ages_next_run(s->ages, page, end, 0, RWP_AGE_MAX, &start,
+                          &count)) {
+        end = start;
+    }
+    return end - page;
 }
 
 static RwpPageState page_state(RwpPage state, bool populated)
@@ -111,8 +137,7 @@ static bool granule_cell(RwpState *s, Populated *populated, uint64_t first,
         RwpPageState state;
         uint8_t age;
 
-        if (page - populated->first >= populated->count &&
-            !load_populated(s, populated, page, errp)) {
+        if (!load_populated(s, populated, page, errp)) {
             return false;
         }
         state = page_state(rwp_pages_get(s->pages, page),
@@ -164,20 +189,28 @@ RwpMap *rwp_map(RwpState *s, const RwpMapOptions *options, Error **errp)
     RwpRunList **tail = &map->runs;
     RwpRun *run = NULL;
     uint32_t nb_runs = 0;
-    uint64_t end;
+    uint64_t end, bytes;
 
     if (!check_options(s, options, errp)) {
         return NULL;
     }
     end = options->offset + options->length;
-    for (uint64_t pos = options->offset; pos < end;
-         pos += options->granularity) {
-        uint64_t bytes = MIN(options->granularity, end - pos);
-        Cell cell = {};
+    for (uint64_t pos = options->offset; pos < end; pos += bytes) {
+        uint64_t page = pos / s->mem->page_size;
+        Cell cell = { .state = RWP_PAGE_STATE_UNTOUCHED,
+                      .age = RWP_AGE_NONE };
 
-        if (!granule_cell(s, &populated, pos / s->mem->page_size,
-                          bytes / s->mem->page_size, &cell, errp)) {
+        if (!load_populated(s, &populated, page, errp)) {
             return NULL;
+        }
+        bytes = rwp_state_page_bytes(s, count_untouched(s, &populated, page));
+        bytes = QEMU_ALIGN_DOWN(MIN(bytes, end - pos), options->granularity);
+        if (!bytes) {
+            bytes = MIN(options->granularity, end - pos);
+            if (!granule_cell(s, &populated, page, bytes / s->mem->page_size,
+                              &cell, errp)) {
+                return NULL;
+            }
         }
         if (!cell_wanted(options, &cell)) {
             continue;
