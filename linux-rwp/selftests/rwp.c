@@ -365,7 +365,7 @@ static int run_one(const struct test *t, enum kind kind, int *failed, int *skipp
 	pid = fork();
 	if (!pid) {
 		in_child = true;
-		alarm(120);
+		alarm(getenv("RWP_ALARM") ? atoi(getenv("RWP_ALARM")) : 120);
 		t->fn(kind);
 		fflush(stdout);
 		_exit(0);

@@ -155,6 +155,45 @@ static void unregister_wakes(enum kind kind)
 	EQ(m.p[2 * m.psz], 3);
 }
 
+/* A hole wakes nobody; woken, the access finds a page of zeros */
+static void punch_wakes_not(enum kind kind)
+{
+	struct mem m = mem_new(kind, RW);
+	int fd = uffd_open(F_RWP);
+	struct toucher t;
+
+	mem_fill(&m);
+	EQ(reg(fd, m.p, m.len, R_RWP), 0);
+	EQ(rwprotect(fd, m.p, m.len, M_RWP), 0);
+	toucher_start(&t, m.p + m.psz, true);
+	CHECK(toucher_blocked(&t), "went through");
+	EQ(fallocate(m.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, m.psz,
+		     m.psz), 0);
+	CHECK(toucher_blocked(&t), "woken");
+	EQ(wake(fd, m.p + m.psz, m.psz), 0);
+	toucher_join(&t);
+	EQ(m.p[m.psz], 77);
+	EQ(m.p[m.psz + 1], 0);
+	CHECK(hot(m.p + m.psz) && armed(m.p), "wrong state");
+}
+
+/* Fetching an instruction is an access, and a read */
+static void sync_exec(enum kind kind)
+{
+	struct mem m = mem_new(ANON, RW | PROT_EXEC);
+	int fd = uffd_open(F_RWP);
+	struct handler h;
+
+	m.p[0] = (char)0xc3;		/* ret */
+	EQ(reg(fd, m.p, m.len, R_RWP), 0);
+	EQ(rwprotect(fd, m.p, m.len, M_RWP), 0);
+	handler_start(&h, fd, 4096);
+	((void (*)(void))m.p)();
+	EQ(handler_stop(&h), 1);
+	EQ(h.last.pf.flags, FL_RWP);
+	CHECK(hot(m.p), "executed and not hot");
+}
+
 static void close_wakes(enum kind kind)
 {
 	struct mem m = mem_new(kind, RW);
@@ -390,10 +429,12 @@ static void gup_force(enum kind kind)
 static const struct test tests[] = {
 	{ "sync-fault", sync_fault, ALL_KINDS },
 	{ "sync-exact", sync_exact },
+	{ "sync-exec", sync_exec },
 	{ "sync-sigbus", sync_sigbus, ALL_KINDS },
 	{ "sync-kernel", sync_kernel, ALL_KINDS },
 	{ "wake-explicit", wake_explicit, ALL_KINDS },
 	{ "unregister-wakes", unregister_wakes, ALL_KINDS },
+	{ "punch-wakes-not", punch_wakes_not, K(SHMEM) | K(HUGETLB) },
 	{ "close-wakes", close_wakes, ALL_KINDS },
 	{ "toggle-wakes", toggle_wakes, ALL_KINDS },
 	{ "prot-none", prot_none, ALL_KINDS },

@@ -171,6 +171,38 @@ static void fork_event_unread(enum kind kind)
 	EQ(f.status, 0);
 }
 
+/* mm/gup_test.h: hold the pages pinned */
+struct gup_pin { __u64 addr, size; __u32 flags; };
+#define GUP_PIN_START	_IOW('g', 7, struct gup_pin)
+#define GUP_PIN_STOP	_IO('g', 8)
+#define GUP_PIN_WRITE	1
+
+/* The child of a fork gets copies of pinned pages at once: armed ones too (H3) */
+static void fork_pinned(enum kind kind)
+{
+	struct mem m = mem_new(kind, RW);
+	struct gup_pin pin = { (uintptr_t)m.p, m.len, GUP_PIN_WRITE };
+	int fd = arm_even(&m, F_FORK), gup = open("/sys/kernel/debug/gup_test", O_RDWR);
+	struct u_msg msg;
+	struct forker f;
+
+	if (gup < 0)
+		skip("no gup_test in this kernel");
+	CHECK(!ioctl(gup, GUP_PIN_START, &pin), "%m");
+	for (int i = 0; i < NPAGES; i++)
+		CHECK(hot(m.p + i * m.psz), "pinned and not hot, page %d", i);
+	for (int i = 0; i < NPAGES; i += 2)
+		EQ(rwprotect(fd, m.p + i * m.psz, m.psz, M_RWP), 0);
+	forker_start(&f, &m, child_armed, 0);
+	while (read(fd, &msg, sizeof(msg)) != sizeof(msg))
+		usleep(1000);
+	pthread_join(f.thread, NULL);
+	EQ(f.status, 0);
+	check_even(&m, "parent");
+	CHECK(!ioctl(gup, GUP_PIN_STOP), "%m");
+	mem_check(&m, "parent");
+}
+
 static void move_to(void *page, int node)
 {
 	int status;
@@ -364,6 +396,39 @@ static void zap(enum kind kind)
 	EQ(m.p[3], 3);
 }
 
+/*
+ * What reclaim takes out of a mapping of a file is not armed any more, and not
+ * reported either: the scan for what is hot stays right.
+ */
+static void pageout_shmem(enum kind kind)
+{
+	struct mem m = mem_new(kind, RW);
+
+	need_swap();
+	arm_even(&m, 0);
+	for (int n = 0; n < 50 && cat(m.p, 4096) & C_PRESENT; n++)
+		madvise(m.p, m.len, MADV_PAGEOUT);
+	CHECK(!(cat(m.p, 4096) & C_PRESENT), "would not go");
+	CHECK(!bit57(m.p) && !hot(m.p), "something was left");
+	mem_check(&m, "back");
+	CHECK(hot(m.p) && !bit57(m.p), "back and not hot");
+}
+
+/* Lazily freed is not accessed; what then is written stays */
+static void madv_free(enum kind kind)
+{
+	struct mem m = mem_new(kind, RW);
+
+	arm_even(&m, 0);
+	EQ(madvise(m.p, m.len, MADV_FREE), 0);
+	check_even(&m, "MADV_FREE");
+	memset(m.p, 50, 4096);
+	CHECK(hot(m.p), "no trap");
+	for (int n = 0; n < 5; n++)
+		madvise(m.p, m.len, MADV_PAGEOUT);
+	EQ(m.p[9], 50);
+}
+
 static void hugetlb_cow(enum kind kind)
 {
 	struct mem m = mem_new(kind, RW);
@@ -448,6 +513,7 @@ static const struct test tests[] = {
 	{ "fork-noevent", fork_noevent, ALL_KINDS },
 	{ "fork-noevent-swapped", fork_noevent_swap, K(ANON) },
 	{ "fork-event-child-armed", fork_event, ALL_KINDS },
+	{ "fork-pinned", fork_pinned, K(ANON) | K(HUGETLB_PRIV) },
 	{ "fork-event-unread", fork_event_unread, ALL_KINDS },
 	{ "swap-in", swap_in, K(ANON) },
 	{ "swapoff", swap_off, K(ANON) },
@@ -456,6 +522,8 @@ static const struct test tests[] = {
 	{ "mremap-event", mremap_event, ALL_KINDS },
 	{ "move", uffd_moves },
 	{ "zap", zap, ALL_KINDS },
+	{ "pageout-shmem", pageout_shmem, K(SHMEM) },
+	{ "madv-free", madv_free, K(ANON) },
 	{ "hugetlb-cow", hugetlb_cow, K(HUGETLB_PRIV) },
 	{ "ksm-merge-armed", ksm_merge },
 	{ "ksm-unmerge-armed", ksm_unmerge },
