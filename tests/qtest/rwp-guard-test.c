@@ -5,8 +5,8 @@
  * test-timeout: 1200
  *
  * Wrong arguments of eviction and fetching, jobs and stores that are in
- * each other's way, removal of what is in use, migration and snapshots; and
- * the ways in which a backend becomes memory of a machine.
+ * each other's way, removal of what is in use; and the ways in which a
+ * backend becomes memory of a machine.
  */
 
 #include "qemu/osdep.h"
@@ -270,82 +270,6 @@ static void test_quit(void)
     }
 }
 
-static char *migration_status(RwpVM *vm)
-{
-    QDict *response = qtest_qmp_assert_success_ref(vm->qts,
-        "{ 'execute': 'query-migrate' }");
-    char *status = g_strdup(qdict_get_try_str(response, "status"));
-
-    qobject_unref(response);
-    return status;
-}
-
-static void await_migration(RwpVM *vm, const char *wanted)
-{
-    for (;;) {
-        g_autofree char *status = migration_status(vm);
-
-        if (g_strcmp0(status, wanted) == 0) {
-            return;
-        }
-        g_assert_cmpstr(status, !=, "failed");
-        g_usleep(1000);
-    }
-}
-
-static void test_migration(void)
-{
-    g_autofree char *uri = NULL;
-    g_autofree char *output = NULL;
-    QDict *error;
-    RwpVM *vm;
-
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "", "");
-    uri = g_strdup_printf("file:%s/migration", vm->dir);
-    rwp_fill(vm, RWP_TEST_START, RWP_TEST_SIZE, 1);
-    rwp_evict(vm, RWP_TEST_START, 1 * MiB);
-
-    rwp_expect_error(vm, GENERIC, "rwp-fetch", "{ 'execute': 'migrate', "
-                     "'arguments': { 'uri': %s } }", uri);
-    output = qtest_hmp(vm->qts, "savevm one");
-    g_assert_nonnull(strstr(output, "rwp-fetch"));
-
-    /* The other way round: no eviction while migration is under way */
-    rwp_job(vm, RWP_FETCH());
-    qtest_qmp_assert_success(vm->qts,
-        "{ 'execute': 'migrate-set-parameters', 'arguments': { "
-        "'max-bandwidth': 1 } }");
-    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate', "
-                             "'arguments': { 'uri': %s } }", uri);
-    await_migration(vm, "active");
-    /* Migration itself populates memory, so the map may change */
-    error = qtest_qmp_assert_failure_ref(vm->qts,
-                RWP_EVICT("'target': 'store0', " EVICT_ALL));
-    g_assert_nonnull(strstr(qdict_get_str(error, "desc"), "cannot evict"));
-    qobject_unref(error);
-    g_assert_cmpuint(rwp_get(vm, "evicted"), ==, 0);
-    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate_cancel' }");
-    await_migration(vm, "cancelled");
-
-    /* With all pages here, and the backend being tracked, it works */
-    rwp_evict(vm, RWP_TEST_START, RWP_TEST_SIZE);
-    rwp_job(vm, RWP_FETCH());
-    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'rwp-track-start', "
-                             "'arguments': { 'id': 'mem0', 'interval': 50 "
-                             "} }");
-    qtest_qmp_assert_success(vm->qts,
-        "{ 'execute': 'migrate-set-parameters', 'arguments': { "
-        "'max-bandwidth': 1073741824 } }");
-    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate', "
-                             "'arguments': { 'uri': %s } }", uri);
-    await_migration(vm, "completed");
-    rwp_check(vm, RWP_TEST_START, RWP_TEST_SIZE, 1);
-    rwp_vm_free(vm);
-}
-
 /* Evict all of a backend, and look at its memory at @address */
 static void check_memory(QTestState *qts, const char *id, uint64_t address)
 {
@@ -433,7 +357,6 @@ int main(int argc, char **argv)
     qtest_add_func("/rwp-guard/store-in-use", test_store_in_use);
     qtest_add_func("/rwp-guard/busy", test_busy);
     qtest_add_func("/rwp-guard/quit", test_quit);
-    qtest_add_func("/rwp-guard/migration", test_migration);
     qtest_add_func("/rwp-guard/numa", test_numa);
     qtest_add_func("/rwp-guard/dimm", test_dimm);
 

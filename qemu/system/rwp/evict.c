@@ -19,6 +19,7 @@
 #include "events.h"
 #include "guard.h"
 #include "job.h"
+#include "migrate.h"
 #include "scan.h"
 #include "stage.h"
 #include "store.h"
@@ -373,7 +374,8 @@ bool rwp_evict_start(RwpState *s, const RwpEvictOptions *options,
 
     GLOBAL_STATE_CODE();
 
-    if (!rwp_state_start(s, errp) || !rwp_guard_enter(s, errp)) {
+    if (!rwp_migrate_may_evict(s, errp) || !rwp_state_start(s, errp) ||
+        !rwp_guard_enter(s, errp)) {
         rwp_state_settle(s);
         return false;
     }

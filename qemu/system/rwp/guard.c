@@ -4,14 +4,16 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Kept out while pages are away:
- *   migration, snapshots, CPR      migration blocker, all modes
+ *   CPR                            migration blocker
+ *   postcopy, background snapshots see migrate.c
  *   VFIO, vDPA, blkio, nvme, SEV,  they disable discarding of memory,
  *   RDMA                           which we require here
  *   vhost-user, virtiofs, VFIO,    looked for before the first eviction, and
  *   vDPA, remote devices           refused afterwards; see foreign.c
  *
  * The hooks of the RAMBlock are called from any thread, with any lock held.
- * They change states, ages and counters, and never wait.
+ * They change states, ages and counters, and never wait, except for the one
+ * that a migration reads pages by.
  *
  * Works, because it is counted: DMA of devices.  A mapping is counted in
  * each chunk that it reaches into, not in each page: mappings are short,
@@ -24,9 +26,11 @@
 #include "qapi/error.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
+#include "exec/ramblock-pager.h"
 #include "migration/blocker.h"
 #include "foreign.h"
 #include "guard.h"
+#include "peek.h"
 #include "trace.h"
 
 bool rwp_guard_enter(RwpState *s, Error **errp)
@@ -46,7 +50,8 @@ bool rwp_guard_enter(RwpState *s, Error **errp)
     error_setg(&s->migration_blocker, "memory of memory-backend-rwp '%s' is "
                "evicted; bring it back with rwp-fetch first", s->id);
     ret = migrate_add_blocker_modes(&s->migration_blocker, errp,
-                                    MIG_MODE_ALL);
+                                    MIG_MODE_CPR_REBOOT,
+                                    MIG_MODE_CPR_TRANSFER, -1);
     if (ret < 0) {
         error_prepend(errp, "memory-backend-rwp '%s' cannot evict: ", s->id);
         return false;
@@ -127,10 +132,17 @@ bool rwp_guard_pinned(RwpState *s, uint64_t chunk)
     return qatomic_read(&s->pins[chunk]) > 0;
 }
 
+static int guard_peek(void *opaque, uint64_t offset, uint64_t length,
+                      uint8_t **data)
+{
+    return rwp_peek(opaque, offset, length, data);
+}
+
 static const RAMBlockPager guard_pager = {
     .discard = guard_discard,
     .pin = guard_pin,
     .unpin = guard_unpin,
+    .peek = guard_peek,
 };
 
 void rwp_guard_hook(RwpState *s)

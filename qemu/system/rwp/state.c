@@ -24,6 +24,8 @@
 #include "system/runstate-action.h"
 #include "fault.h"
 #include "guard.h"
+#include "migrate.h"
+#include "peek.h"
 #include "quit.h"
 #include "registry.h"
 #include "scan.h"
@@ -160,6 +162,9 @@ bool rwp_state_start(RwpState *s, Error **errp)
 
     GLOBAL_STATE_CODE();
 
+    if (!s->active && !rwp_migrate_may_track(s, errp)) {
+        return false;
+    }
     if (!start_threads(s, errp)) {
         return false;
     }
@@ -245,7 +250,7 @@ void rwp_state_settle(RwpState *s)
 {
     GLOBAL_STATE_CODE();
 
-    if (s->job || rwp_pages_away(s->pages)) {
+    if (s->job || rwp_pages_away(s->pages) || rwp_peek_busy(s)) {
         return;
     }
     rwp_guard_leave(s);
@@ -337,8 +342,13 @@ RwpState *rwp_state_new(RAMBlock *rb, const RwpConfig *config, Error **errp)
     s->settle_bh = qemu_bh_new(settle_bh, s);
     s->shutdown_notifier.notify = state_shutdown;
     qemu_register_shutdown_notifier(&s->shutdown_notifier);
+    s->peek = rwp_peek_new();
     rwp_guard_hook(s);
     rwp_registry_add(s);
+    if (!rwp_migrate_watch(s, errp)) {
+        rwp_state_free(g_steal_pointer(&s));
+        return NULL;
+    }
 
     s->own_store = g_strdup(config->store);
     /* Before an incoming migration has ended, nobody may write to a node */
@@ -369,6 +379,7 @@ void rwp_state_free(RwpState *s)
         return;
     }
     rwp_registry_remove(s);
+    rwp_migrate_unwatch(s);
     notifier_remove(&s->shutdown_notifier);
     rwp_scanner_free(s->scanner);
     rwp_faults_free(s->faults);
@@ -384,6 +395,7 @@ void rwp_state_free(RwpState *s)
     rwp_batch_list_destroy(&s->batches);
     rwp_pages_free(s->pages);
     rwp_ages_free(s->ages);
+    rwp_peek_free(s->peek);
     g_free(s->pins);
     g_free(s->own_store);
     g_free(s->id);

@@ -36,6 +36,7 @@
 typedef struct RwpStore RwpStore;
 typedef struct RwpFaults RwpFaults;
 typedef struct RwpScanner RwpScanner;
+typedef struct RwpPeek RwpPeek;
 
 /* Counters, each atomic; in pages unless said otherwise */
 typedef struct RwpStats {
@@ -69,6 +70,7 @@ struct RwpState {
     char *own_store;            /* by property, or NULL */
     uint32_t default_interval;
     uint32_t readahead;
+    RwpPeek *peek;
 
     /* Set with the first use, by the main loop; see rwp_state_start() */
     IOThread *fault_thread;
@@ -89,6 +91,8 @@ struct RwpState {
     bool active;                /* the kernel reports faults */
     Job *job;
     Error *migration_blocker;
+    Error *cpr_blocker;
+    NotifierWithReturn migration_notifier;
     QEMUBH *settle_bh;
     Notifier shutdown_notifier;
 

@@ -22,6 +22,7 @@
 #include "system/runstate.h"
 #include "system/runstate-action.h"
 #include "system/rwp/foreign.h"
+#include "system/rwp/migrate.h"
 #include "rwp-fake-int.h"
 
 /* How often a request looks whether the gate is open */
@@ -319,6 +320,25 @@ void qapi_event_send_rwp_cycle(const char *id, int64_t cycle, uint64_t hot,
 {
     GLOBAL_STATE_CODE();
     fake_system.cycles++;
+}
+
+bool rwp_migrate_watch(RwpState *s, Error **errp)
+{
+    return true;
+}
+
+void rwp_migrate_unwatch(RwpState *s)
+{
+}
+
+bool rwp_migrate_may_track(RwpState *s, Error **errp)
+{
+    return true;
+}
+
+bool rwp_migrate_may_evict(RwpState *s, Error **errp)
+{
+    return true;
 }
 
 bool rwp_foreign_check(RwpState *s, Error **errp)

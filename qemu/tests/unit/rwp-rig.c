@@ -118,8 +118,8 @@ void rig_expect(Rig *rig, uint64_t first, uint64_t count, RwpPage state)
 
 void rig_discard(Rig *rig, uint64_t first, uint64_t count)
 {
-    rig->rb.pager->discard(rig->rb.pager_opaque, first * FAKE_PAGE_SIZE,
-                           count * FAKE_PAGE_SIZE);
+    ram_block_pager_discard(&rig->rb, first * FAKE_PAGE_SIZE,
+                            count * FAKE_PAGE_SIZE);
     fake_drop(first, count);
 }
 

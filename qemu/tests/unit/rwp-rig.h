@@ -10,7 +10,7 @@
 #define RWP_RIG_H
 
 #include "exec/memory.h"
-#include "exec/ramblock.h"
+#include "exec/ramblock-pager.h"
 #include "system/rwp/state.h"
 #include "system/rwp/evict.h"
 #include "rwp-fake.h"
