@@ -92,14 +92,17 @@ clean:
 # The prepared tree may hold work that is nowhere else.
 .PHONY: distclean
 distclean:
-	@if [ -d $(B)/src/qemu/.git ] && [ "$(FORCE)" != 1 ] && \
-	    { [ -n "$$(git -C $(B)/src/qemu status --porcelain)" ] || \
-	      [ "$$(git -C $(B)/src/qemu rev-parse HEAD)" != \
-	        "$$(git -C $(B)/src/qemu rev-parse refs/rwp/exported)" ]; }; then \
-	    echo "$(B)/src/qemu has edits that are not in the patch queue:" \
-	         "make refresh-patches, or make distclean FORCE=1" >&2; \
-	    exit 1; \
-	fi
+	@for tree in $(wildcard $(B)/src/*/.git); do \
+	    tree=$${tree%/.git}; \
+	    if [ "$(FORCE)" != 1 ] && \
+	        { [ -n "$$(git -C $$tree status --porcelain)" ] || \
+	          [ "$$(git -C $$tree rev-parse HEAD)" != \
+	            "$$(git -C $$tree rev-parse refs/rwp/exported)" ]; }; then \
+	        echo "$$tree has edits that are not in the patch queue:" \
+	             "export them, or make distclean FORCE=1" >&2; \
+	        exit 1; \
+	    fi; \
+	done
 	rm -rf $(B)
 
 define HELP
