@@ -23,12 +23,12 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
-from guestvm import (ABI, GuestVM, LIMIT, MIB, PAGE, Tap,       # noqa: E402
+from guestvm import (ABI, GuestVM, LIMIT, MIB, PAGE, SCALE, Tap,  # noqa: E402
                      have_backend, touched_pages, tracked_backends)
 
-RAM = 64 * MIB
+RAM = max(64 * MIB // SCALE, 8 * MIB)
 START = 2 * MIB
-PAGES = 60 * MIB // PAGE
+PAGES = (RAM - 2 * START) // PAGE
 FIRST_INTERVAL = 1000
 MAILBOX = {ABI['MAILBOX'] // PAGE}
 

@@ -5,8 +5,10 @@ Tap        results, a line each
 GuestVM    QEMU with the firmware of tests/qtest/rwp/guest.S, which touches
            memory as the mailbox says (tests/qtest/rwp/guest-abi.h)
 
-The guest runs with TCG. Its memory is read and written from outside by the
-qtest protocol, that is by QEMU's main loop.
+The guest runs with TCG, or what RWP_TEST_ACCEL says. Its memory is read and
+written from outside by the qtest protocol, that is by QEMU's main loop.
+
+RWP_TEST_SCALE divides sizes and amounts, for machines that are emulated.
 
 Every wait has a limit (LIMIT seconds without any progress), which is there to
 end a test that hangs; no test passes or fails by how long something took.
@@ -25,6 +27,8 @@ TOP = os.environ.get('RWP_TOP') or os.path.dirname(os.path.dirname(
 BUILD = os.path.join(os.environ.get('RWP_BUILD') or
                      os.path.join(TOP, 'build'), 'qemu')
 GUEST = os.path.join(TOP, 'tests', 'qtest', 'rwp')
+SCALE = int(os.environ.get('RWP_TEST_SCALE') or 1)
+ACCEL = os.environ.get('RWP_TEST_ACCEL') or 'tcg'
 LIMIT = 120
 MIB = 1 << 20
 
@@ -140,7 +144,8 @@ class GuestVM:
         self.vm = QEMUMachine(
             os.path.join(BUILD, 'qemu-system-x86_64'), wrapper=wrapper,
             base_temp_dir=self.dir, qmp_timer=LIMIT, args=[
-                '-nodefaults', '-accel', 'tcg,thread=multi',
+                '-nodefaults', '-accel',
+                'tcg,thread=multi' if ACCEL == 'tcg' else ACCEL,
                 '-machine', 'pc,memory-backend=mem0',
                 '-smp', str(self.cpus), '-m', f'{self.ram // MIB}M',
                 '-object', f'{backend},id=mem0,size={self.ram}',

@@ -3,7 +3,7 @@
 # test-timeout: 1800
 """Is a write of the guest ever lost while its pages are evicted and fetched?
 
-usage: integrity.py [--duration=SECONDS] [--seed=NUMBER]
+usage: integrity.py [--duration=SECONDS] [--evictions=PAGES] [--seed=NUMBER]
 
 Two CPUs of a guest go through their pages for ever: compare the content of a
 page with what they wrote there the last time, write something new. Half of
@@ -13,8 +13,9 @@ eviction by ranges, by age and by amount, some of them cancelled, and fetches.
 At the end each page is compared from inside the guest, twice: fetched by the
 guest's touch, and fetched by a job.
 
-A run lasts for --duration seconds (60), and on until enough pages were
-evicted and enough evictions were given up because the guest touched the page.
+A run lasts for --duration seconds (60), and on until --evictions pages were
+evicted (100000) and enough evictions were given up because the guest touched
+the page. It fails if these numbers stand still.
 
 A test of this kind must be able to fail. So it is repeated with QEMU made to
 leave out one of the steps that protect a page that is written to while it is
@@ -29,22 +30,23 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
-from guestvm import (GuestVM, Tap, MIB, PAGE, QMPError,     # noqa: E402
-                     have_backend, tracked_backends)
+from guestvm import (GuestVM, LIMIT, MIB, PAGE, SCALE, Tap,  # noqa: E402
+                     QMPError, have_backend, tracked_backends)
 
-RAM = 64 * MIB
+HALF = 16 * MIB // SCALE
 # Of each CPU: first byte, pages, place in the page
-REGIONS = ((1 * MIB, 8192, 0), (17 * MIB, 8192, 64))
+REGIONS = ((1 * MIB, 2 * HALF // PAGE, 0),
+           (1 * MIB + HALF, 2 * HALF // PAGE, 64))
 # Of the main loop
-OWN_START = 50 * MIB
+OWN_START = 2 * MIB + 3 * HALF
 OWN_PAGES = 256
+RAM = max(64 * MIB // SCALE, OWN_START + 2 * MIB)
 INTERVAL = 20
 
-# Per minute of the duration
-EVICTIONS = 100000
-CANCELLED = 2000
+# One in so many evictions has to be given up for a touch
+PER_CANCELLED = 50
 
-# How long a broken step may stay unnoticed, in durations
+# How many evictions a broken step may stay unnoticed, in those of a run
 PATIENCE = 5
 
 MUTATIONS = ('skip-hold', 'skip-rescan', 'early-wake')
@@ -139,6 +141,22 @@ class Load:
         assert error is None, f'a job failed: {error}'
 
 
+class Progress:
+    """Whether something still changes."""
+
+    def __init__(self):
+        self.last = None
+        self.since = time.monotonic()
+
+    def see(self, value):
+        if value != self.last:
+            self.last = value
+            self.since = time.monotonic()
+
+    def stalled(self):
+        return time.monotonic() - self.since > LIMIT
+
+
 def mismatch(guest):
     for cpu in range(len(REGIONS)):
         found = guest.mismatch(cpu)
@@ -170,8 +188,8 @@ def verify_all(guest):
 
 def write_under_load(tap, backend, tracked, options):
     """The writers have to find everything as they left it."""
-    wanted = EVICTIONS * options.duration / 60
-    wanted_cancelled = CANCELLED * options.duration / 60
+    wanted = options.evictions
+    wanted_cancelled = wanted // PER_CANCELLED
     rng = random.Random(options.seed)
     with GuestVM(backend, RAM, cpus=2) as guest:
         start_writers(guest)
@@ -181,6 +199,7 @@ def write_under_load(tap, backend, tracked, options):
         own = OwnPages(guest, rng)
         guest.meanwhile = own.touch_some
         start = time.monotonic()
+        progress = Progress()
         while True:
             load.one_job()
             found = mismatch(guest) or own.wrong
@@ -188,7 +207,9 @@ def write_under_load(tap, backend, tracked, options):
             passed = time.monotonic() - start
             enough = stats['pages'] >= wanted and \
                 stats['cancelled'] >= wanted_cancelled
-            if found or passed > 10 * options.duration or \
+            progress.see((min(stats['pages'], wanted),
+                          min(stats['cancelled'], wanted_cancelled)))
+            if found or progress.stalled() and not enough or \
                passed > options.duration and enough:
                 break
         rounds = [guest.get(cpu, 'ROUNDS') for cpu in range(len(REGIONS))]
@@ -231,8 +252,8 @@ def break_one_step(tap, mutation, options):
         start_writers(guest)
         start = time.monotonic()
         found = None
-        while not found and \
-                time.monotonic() - start < PATIENCE * options.duration:
+        while not found and guest.info()['evict']['pages'] < \
+                PATIENCE * options.evictions:
             error = guest.run_job('rwp-evict', target='store0',
                                   ranges=written_ranges())
             assert error is None, error
@@ -245,7 +266,10 @@ def break_one_step(tap, mutation, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--duration', type=float, default=60, metavar='S')
+    parser.add_argument('--duration', type=float, default=60 / SCALE,
+                        metavar='S')
+    parser.add_argument('--evictions', type=int, default=100000 // SCALE,
+                        metavar='PAGES')
     parser.add_argument('--seed', type=int, default=random.randrange(1 << 32))
     options = parser.parse_args()
     reason = have_backend()
@@ -257,6 +281,7 @@ def main():
     tap.note(f'seed {options.seed}')
     short = argparse.Namespace(**vars(options))
     short.duration = options.duration / 4
+    short.evictions = options.evictions // 4
     runs = [(backend, True, short if number else options)
             for number, backend in enumerate(tracked_backends())]
     # Pages that are moved, on any kernel
