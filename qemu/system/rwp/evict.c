@@ -18,6 +18,7 @@
 #include "qapi/error.h"
 #include "events.h"
 #include "guard.h"
+#include "inject.h"
 #include "job.h"
 #include "migrate.h"
 #include "scan.h"
@@ -163,6 +164,7 @@ static int coroutine_fn batch_task(AioTask *task)
     int ret;
 
     rwp_stage_take(s, batch);
+    rwp_inject_co_delay(RWP_INJECT_DELAY_STAGE);
     ret = write_batch(job, batch);
     if (s->mem->pager->stays) {
         if (ret == 0) {

@@ -47,6 +47,7 @@
 #include "block/aio-wait.h"
 #include "events.h"
 #include "fault.h"
+#include "inject.h"
 #include "place.h"
 #include "quit.h"
 #include "readahead.h"
@@ -287,6 +288,7 @@ static bool coroutine_fn place_touched(Fetch *fetch, const void *buf)
     RwpState *s = faults->s;
     int64_t pause = RETRY_MIN_NS;
 
+    rwp_inject_co_delay(RWP_INJECT_DELAY_FETCH);
     while (rwp_place_page(s, fetch->page, buf) < 0) {
         if (rwp_quit_phase(faults->quit) != RWP_QUIT_NO) {
             return false;

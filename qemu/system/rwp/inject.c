@@ -7,22 +7,57 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/timer.h"
 #include "system/qtest.h"
 #include "inject.h"
 
-static const char *const step_names[RWP_INJECT__MAX] = {
+/* Much longer than anything that is done in a window otherwise */
+#define DELAY_NS (20 * SCALE_MS)
+
+static const char *const names[RWP_INJECT__MAX] = {
     [RWP_INJECT_SKIP_HOLD] = "skip-hold",
     [RWP_INJECT_SKIP_RESCAN] = "skip-rescan",
     [RWP_INJECT_EARLY_WAKE] = "early-wake",
+    [RWP_INJECT_TRUST_EAGAIN] = "trust-eagain",
+    [RWP_INJECT_DELAY_CLAIM] = "delay-claim",
+    [RWP_INJECT_DELAY_STAGE] = "delay-stage",
+    [RWP_INJECT_DELAY_HOLD] = "delay-hold",
+    [RWP_INJECT_DELAY_PUNCH] = "delay-punch",
+    [RWP_INJECT_DELAY_WAKE] = "delay-wake",
+    [RWP_INJECT_DELAY_FETCH] = "delay-fetch",
+    [RWP_INJECT_EAGAIN] = "eagain",
 };
 
-bool rwp_inject(RwpInject step)
+bool rwp_inject(RwpInject what)
 {
-    const char *name;
+    const char *list;
+    size_t len;
 
     if (!qtest_driver()) {
         return false;
     }
-    name = g_getenv("RWP_INJECT");
-    return name && g_str_equal(name, step_names[step]);
+    list = g_getenv("RWP_INJECT");
+    while (list && *list) {
+        len = strcspn(list, ",");
+        if (len == strlen(names[what]) &&
+            memcmp(list, names[what], len) == 0) {
+            return true;
+        }
+        list += len + (list[len] == ',');
+    }
+    return false;
+}
+
+void rwp_inject_delay(RwpInject what)
+{
+    if (rwp_inject(what)) {
+        g_usleep(DELAY_NS / SCALE_US);
+    }
+}
+
+void coroutine_fn rwp_inject_co_delay(RwpInject what)
+{
+    if (rwp_inject(what)) {
+        qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, DELAY_NS);
+    }
 }

@@ -13,6 +13,7 @@
 #include "qemu/userfaultfd.h"
 #include "qapi/error.h"
 #include "uapi.h"
+#include "inject.h"
 #include "memory.h"
 #include "tracker.h"
 #include "pager.h"
@@ -265,6 +266,20 @@ int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count)
     return ioctl(mem->uffd, UFFDIO_WAKE, &range) < 0 ? -errno : 0;
 }
 
+int rwp_memory_fill(RwpMemory *mem, unsigned long request, void *arg)
+{
+    static unsigned calls;
+
+    if (rwp_inject(RWP_INJECT_EAGAIN) && qatomic_fetch_inc(&calls) % 2) {
+        if (rwp_inject(RWP_INJECT_TRUST_EAGAIN) && request == UFFDIO_COPY) {
+            return 0;
+        }
+        errno = EAGAIN;
+        return -1;
+    }
+    return ioctl(mem->uffd, request, arg);
+}
+
 int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
                     const void *buf)
 {
@@ -278,7 +293,7 @@ int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
             .len = total - done,
         };
 
-        if (ioctl(mem->uffd, UFFDIO_COPY, &copy) == 0) {
+        if (rwp_memory_fill(mem, UFFDIO_COPY, &copy) == 0) {
             return 0;
         }
         if (copy.copy > 0) {
@@ -317,7 +332,7 @@ int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count)
             .range.len = total - done,
         };
 
-        if (ioctl(mem->uffd, UFFDIO_ZEROPAGE, &zero) == 0) {
+        if (rwp_memory_fill(mem, UFFDIO_ZEROPAGE, &zero) == 0) {
             return 0;
         }
         if (zero.zeropage > 0) {
@@ -341,7 +356,7 @@ int rwp_memory_continue(RwpMemory *mem, uint64_t page)
     int ret;
 
     do {
-        ret = ioctl(mem->uffd, UFFDIO_CONTINUE, &cont) < 0 ? -errno : 0;
+        ret = rwp_memory_fill(mem, UFFDIO_CONTINUE, &cont) < 0 ? -errno : 0;
     } while (ret == -EAGAIN);
 
     if (ret < 0) {

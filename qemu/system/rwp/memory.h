@@ -156,6 +156,14 @@ int rwp_memory_scan(RwpMemory *mem, uint64_t first, uint64_t count,
 int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count);
 
 /**
+ * rwp_memory_fill: ioctl(2) @request, one of those that put pages in place,
+ * on the userfaultfd.
+ *
+ * As ioctl(2), but that a test can make it fail (inject.h).
+ */
+int rwp_memory_fill(RwpMemory *mem, unsigned long request, void *arg);
+
+/**
  * rwp_memory_copy: put pages in place atomically, and wake.
  *
  * @buf: the content, in private memory

@@ -72,7 +72,7 @@ static int64_t move_take(RwpMemory *mem, uint64_t first, uint64_t count,
             .len = total - done,
         };
 
-        if (ioctl(mem->uffd, UFFDIO_MOVE, &move) == 0) {
+        if (rwp_memory_fill(mem, UFFDIO_MOVE, &move) == 0) {
             return count;
         }
         if (move.move > 0) {

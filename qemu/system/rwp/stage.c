@@ -205,6 +205,7 @@ int rwp_stage(RwpState *s, RwpBatch *batch, bool force)
     }
     claim(s, batch, mem->pager->stays ? RWP_PAGE_STAGED : RWP_PAGE_LEAVING);
     rwp_batch_add(&s->batches, batch);
+    rwp_inject_delay(RWP_INJECT_DELAY_CLAIM);
     if (!mem->pager->stays) {
         foreach_wanted_run(batch, 0, batch->count, take_run, &take);
         /* Who touched a page while it was being moved waits for this */
@@ -310,6 +311,7 @@ static int remove_untouched(RwpState *s, RwpBatch *batch, uint64_t pos,
         rwp_memory_wake(s->mem, batch->first + pos, end - pos);
         g_usleep(1000);
     }
+    rwp_inject_delay(RWP_INJECT_DELAY_PUNCH);
     foreach_wanted_run(batch, pos, end, remove_run, &remove);
     return ret;
 }
@@ -331,11 +333,13 @@ static int commit_window(RwpState *s, RwpBatch *batch, uint64_t pos,
             return ret;
         }
     }
+    rwp_inject_delay(RWP_INJECT_DELAY_HOLD);
     ret = remove_untouched(s, batch, pos, end);
     if (!skip_hold) {
         release_ret = mem->tracker->release(mem, chunk);
     }
     ns = get_clock() - start_ns;
+    rwp_inject_delay(RWP_INJECT_DELAY_WAKE);
     rwp_memory_wake(mem, batch->first + pos, end - pos);
 
     if (ns > WINDOW_NS) {
