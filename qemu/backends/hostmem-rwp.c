@@ -34,6 +34,7 @@ struct HostMemoryBackendRwp {
     /* Properties */
     RwpTracker tracker;
     RwpBacking backing;
+    RwpThp thp;
     bool hugetlb;
     uint64_t hugetlbsize;
     uint32_t interval;
@@ -152,14 +153,20 @@ static void rwp_backend_complete(UserCreatable *uc, Error **errp)
         return;
     }
 
-    /* A huge page could cover evicted pages and pages that are in use */
     ptr = memory_region_get_ram_ptr(&backend->mr);
-    qemu_madvise(ptr, backend->size, QEMU_MADV_NOHUGEPAGE);
+    if (m->backing != RWP_BACKING_ANONYMOUS) {
+        /* The kernel neither arms nor punches a part of a huge page */
+        m->thp = RWP_THP_OFF;
+    }
+    if (m->thp == RWP_THP_OFF) {
+        qemu_madvise(ptr, backend->size, QEMU_MADV_NOHUGEPAGE);
+    }
     qemu_madvise(ptr, backend->size, QEMU_MADV_UNMERGEABLE);
 
     config.id = object_get_canonical_path_component(OBJECT(uc));
     config.tracker = m->tracker;
     config.backing = m->backing;
+    config.thp = m->thp;
     m->state = rwp_state_new(backend->mr.ram_block, &config, errp);
 }
 
@@ -203,6 +210,18 @@ static void rwp_backend_set_backing(Object *obj, int value, Error **errp)
 {
     if (can_set(obj, "backing", errp)) {
         MEMORY_BACKEND_RWP(obj)->backing = value;
+    }
+}
+
+static int rwp_backend_get_thp(Object *obj, Error **errp)
+{
+    return MEMORY_BACKEND_RWP(obj)->thp;
+}
+
+static void rwp_backend_set_thp(Object *obj, int value, Error **errp)
+{
+    if (can_set(obj, "thp", errp)) {
+        MEMORY_BACKEND_RWP(obj)->thp = value;
     }
 }
 
@@ -319,6 +338,7 @@ static void rwp_backend_instance_init(Object *obj)
     HostMemoryBackendRwp *m = MEMORY_BACKEND_RWP(obj);
 
     MEMORY_BACKEND(obj)->merge = false;
+    m->thp = RWP_THP_WHOLE;
     m->interval = DEFAULT_INTERVAL;
     m->readahead = DEFAULT_READAHEAD;
 }
@@ -346,6 +366,10 @@ static void add_properties(ObjectClass *oc)
                                    rwp_backend_set_backing);
     object_class_property_set_description(oc, "backing",
         "Kind of memory (auto/anonymous/memfd)");
+    object_class_property_add_enum(oc, "thp", "RwpThp", &RwpThp_lookup,
+                                   rwp_backend_get_thp, rwp_backend_set_thp);
+    object_class_property_set_description(oc, "thp",
+        "Transparent huge pages of anonymous memory (off/whole/split)");
     object_class_property_add_bool(oc, "hugetlb", rwp_backend_get_hugetlb,
                                    rwp_backend_set_hugetlb);
     object_class_property_set_description(oc, "hugetlb", "Use huge pages");

@@ -253,6 +253,8 @@ def main():
     tap.note(f'seed {options.seed}')
     rng = random.Random(options.seed)
     for backend in tracked_backends():
+        # A touched huge page would be hot as a whole
+        backend += ',thp=off'
         tap.note(backend)
         for mode in ('READ', 'WRITE'):
             name = f'{mode.lower()}s'

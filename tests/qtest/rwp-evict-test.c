@@ -303,6 +303,70 @@ static void test_age(const void *variant)
     rwp_vm_free(vm);
 }
 
+/* Kilobytes of transparent huge pages in the memory of the VM */
+static uint64_t huge_kib(RwpVM *vm)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/smaps",
+                                            qtest_pid(vm->qts));
+    FILE *file = fopen(path, "r");
+    uint64_t size = 0, kib, huge = 0;
+    char line[512];
+
+    g_assert_nonnull(file);
+    while (fgets(line, sizeof(line), file)) {
+        if (sscanf(line, "Size: %" SCNu64, &kib) == 1) {
+            size = kib;
+        } else if (sscanf(line, "AnonHugePages: %" SCNu64, &kib) == 1 &&
+                   size >= SIZE / KiB && size <= RWP_TEST_RAM / KiB) {
+            huge += kib;
+        }
+    }
+    fclose(file);
+    return huge;
+}
+
+/* A huge page of which a part is to be evicted stays, or is split */
+static void test_huge(const void *opaque)
+{
+    static const RwpVariant variants[] = {
+        { "whole", "tracker=none,backing=anonymous", 4 * KiB, false, true },
+        { "split", "tracker=none,backing=anonymous,thp=split", 4 * KiB, false,
+          true },
+    };
+    bool split = opaque != NULL;
+    RwpVM *vm;
+
+    if (rwp_skip(RWP_MOVE_VARIANT)) {
+        return;
+    }
+    vm = rwp_vm_new(&variants[split], "", "");
+    rwp_fill(vm, START, SIZE, 1);
+    if (huge_kib(vm) < SIZE / KiB) {
+        g_test_skip("the host gave no huge pages");
+        rwp_vm_free(vm);
+        return;
+    }
+
+    /* One and a half, and a page in another */
+    rwp_job(vm, RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE ", "
+                          RWP_RANGE " ]"),
+            (uint64_t)START, (uint64_t)3 * MiB,
+            (uint64_t)START + 5 * MiB, (uint64_t)4 * KiB);
+    rwp_expect_state(vm, START, 2 * MiB, "evicted");
+    rwp_expect_state(vm, START + 2 * MiB, 1 * MiB,
+                     split ? "evicted" : "resident");
+    rwp_expect_state(vm, START + 3 * MiB, 2 * MiB, "resident");
+    rwp_expect_state(vm, START + 5 * MiB, 4 * KiB,
+                     split ? "evicted" : "resident");
+    g_assert_cmpuint(huge_kib(vm), <=, (SIZE - (split ? 6 : 2) * MiB) / KiB);
+    rwp_check(vm, START, SIZE, 1);
+
+    /* What came back did so in small pages; all of it can go */
+    rwp_evict(vm, START, SIZE);
+    rwp_check(vm, START, SIZE, 1);
+    rwp_vm_free(vm);
+}
+
 /* Pages go on getting older while a slow job is at work */
 static void test_slow_age(const void *opaque)
 {
@@ -465,6 +529,8 @@ int main(int argc, char **argv)
     add_tests("fetch", test_fetch, false);
     add_tests("control", test_control, false);
     add_tests("age", test_age, true);
+    qtest_add_data_func("/rwp-evict/huge/whole", NULL, test_huge);
+    qtest_add_data_func("/rwp-evict/huge/split", &rwp_variants[0], test_huge);
     add_tests("slow-age", test_slow_age, true);
     add_tests("readahead", test_readahead, false);
     add_tests("reset", test_reset, false);

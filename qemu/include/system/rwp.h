@@ -24,6 +24,7 @@ typedef struct RwpConfig {
     const char *id;             /* for messages, threads, QMP */
     RwpTracker tracker;         /* as resolved by rwp_select() */
     RwpBacking backing;         /* as resolved by rwp_select() */
+    RwpThp thp;                 /* off unless the memory is anonymous */
     uint32_t interval;          /* default of rwp-track-start, in ms */
     uint32_t readahead;         /* at most, in bytes; 0 for none */
     const char *store;          /* node name, or NULL */

@@ -176,6 +176,22 @@ static void unregister_range(RwpMemory *mem, uint64_t first, uint64_t count)
     rwp_memory_wake(mem, first, count);
 }
 
+int rwp_memory_untrap(RwpMemory *mem, uint64_t chunk)
+{
+    uint64_t count;
+    uint64_t first = rwp_memory_chunk(mem, chunk, &count);
+    int ret;
+
+    if (!(mem->chunk_modes[chunk] & UFFDIO_REGISTER_MODE_MISSING)) {
+        return 0;
+    }
+    unregister_range(mem, first, count);
+    mem->chunk_modes[chunk] = 0;
+    ret = rwp_memory_register(mem, chunk, mem->tracker->modes(mem));
+    trace_rwp_untrap(chunk, ret);
+    return ret < 0 ? ret : 1;
+}
+
 void rwp_memory_unregister_all(RwpMemory *mem)
 {
     uint64_t nb_chunks = rwp_memory_nb_chunks(mem);

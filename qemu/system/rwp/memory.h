@@ -138,6 +138,18 @@ int rwp_memory_register(RwpMemory *mem, uint64_t chunk, uint64_t modes);
 int rwp_memory_register_all(RwpMemory *mem, uint64_t modes);
 
 /**
+ * rwp_memory_untrap: let accesses to missing pages of @chunk no longer
+ * trap.
+ *
+ * Must not be called while a page of the chunk is away.  The kernel takes
+ * modes away only with the whole registration, so for a moment the chunk
+ * has none, and afterwards its pages must be armed anew.
+ *
+ * Returns 1 if that was done, 0 if they did not trap, or -errno.
+ */
+int rwp_memory_untrap(RwpMemory *mem, uint64_t chunk);
+
+/**
  * rwp_memory_unregister_all: unregister everything; waiters are woken.
  */
 void rwp_memory_unregister_all(RwpMemory *mem);

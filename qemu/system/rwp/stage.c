@@ -113,6 +113,48 @@ static int arm_wanted(RwpState *s, RwpBatch *batch, bool force)
                             force ? (void *)&rearm : batch) ?: rearm.ret;
 }
 
+typedef struct KeepHuge {
+    RwpState *s;
+    RwpBatch *batch;
+} KeepHuge;
+
+/*
+ * Pages [@first, @first + @count) of the window of @batch are mapped by
+ * huge pages: those that are not wanted as a whole stay as they are.
+ */
+static void keep_huge_run(void *opaque, uint64_t first, uint64_t count)
+{
+    KeepHuge *keep = opaque;
+    RwpMemory *mem = keep->s->mem;
+    RwpBatch *batch = keep->batch;
+    /* What a page of 8-byte entries maps */
+    uint64_t huge = mem->page_size / 8;
+    uint64_t skew = rwp_memory_host(mem, 0) / mem->page_size % huge;
+    uint64_t pos = first - batch->first;
+    uint64_t end = pos + count;
+
+    while (pos < end) {
+        uint64_t in_huge = (batch->first + pos + skew) % huge;
+        uint64_t len = MIN(huge - in_huge, end - pos);
+
+        if (in_huge || len < huge ||
+            find_next_zero_bit(batch->wanted, pos + len, pos) < pos + len) {
+            trace_rwp_evict_keep_huge(keep->s->id, batch->first + pos, len);
+            bitmap_clear(batch->wanted, pos, len);
+        }
+        pos += len;
+    }
+}
+
+static int keep_huge(RwpState *s, RwpBatch *batch)
+{
+    KeepHuge keep = { .s = s, .batch = batch };
+
+    return s->thp != RWP_THP_WHOLE ? 0 :
+           rwp_memory_scan(s->mem, batch->first, batch->count,
+                           RWP_PAGE_IS_HUGE, keep_huge_run, &keep);
+}
+
 /* Take ownership of the wanted pages; those that are in use are left */
 static void claim(RwpState *s, RwpBatch *batch, RwpPage state)
 {
@@ -191,6 +233,10 @@ int rwp_stage(RwpState *s, RwpBatch *batch, bool force)
     int ret;
 
     ret = mem->tracker->trap(mem, chunk);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = keep_huge(s, batch);
     if (ret < 0) {
         return ret;
     }

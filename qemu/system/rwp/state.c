@@ -336,6 +336,7 @@ RwpState *rwp_state_new(RAMBlock *rb, const RwpConfig *config, Error **errp)
     }
     s->pins = g_new0(unsigned, rwp_memory_nb_chunks(s->mem));
     s->id = g_strdup(config->id);
+    s->thp = config->thp;
     s->default_interval = config->interval;
     s->readahead = config->readahead;
     rwp_batch_list_init(&s->batches);

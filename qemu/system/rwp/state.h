@@ -68,6 +68,7 @@ struct RwpState {
     RwpPages *pages;
     RwpAges *ages;
     char *own_store;            /* by property, or NULL */
+    RwpThp thp;
     uint32_t default_interval;
     uint32_t readahead;
     RwpPeek *peek;

@@ -64,6 +64,7 @@ struct rwp_pm_scan_arg {
 #define RWP_PAGEMAP_SCAN        _IOWR('f', 16, struct rwp_pm_scan_arg)
 #define RWP_PAGE_IS_PRESENT     (1 << 3)
 #define RWP_PAGE_IS_SWAPPED     (1 << 4)
+#define RWP_PAGE_IS_HUGE        (1 << 6)
 #define RWP_PAGE_IS_ACCESSED    (1 << 9)
 
 #endif

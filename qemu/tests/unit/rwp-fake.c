@@ -383,6 +383,23 @@ void rwp_memory_unregister_all(RwpMemory *mem)
     fake_wake_range(0, FAKE_NB_PAGES);
 }
 
+int rwp_memory_untrap(RwpMemory *mem, uint64_t chunk)
+{
+    bool trapped;
+
+    QEMU_LOCK_GUARD(&fake.lock);
+    trapped = fake.trap[chunk];
+    fake.trap[chunk] = false;
+    return trapped;
+}
+
+/* Only asked for huge pages, and there are none */
+int rwp_memory_scan(RwpMemory *mem, uint64_t first, uint64_t count,
+                    uint64_t categories, RwpRunFunc *fn, void *opaque)
+{
+    return 0;
+}
+
 int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count)
 {
     int ret = fake_call_begin(FAKE_WAKE, first, &count);

@@ -24,8 +24,8 @@
 const RwpVariant rwp_variants[] = {
     { "default", "", 4 * KiB, true, true },
     { "zap", "tracker=zap", 4 * KiB, true, true },
-    { "move", "tracker=none,backing=anonymous", 4 * KiB, false, true },
-    { "rwp-move", "tracker=rwp,backing=anonymous", 4 * KiB, true, true },
+    { "move", "tracker=none,backing=anonymous,thp=off", 4 * KiB, false, true },
+    { "rwp-move", "tracker=rwp,backing=anonymous,thp=off", 4 * KiB, true, true },
     { "rwp-punch", "tracker=rwp,backing=memfd", 4 * KiB, true, true },
     { "hugetlb", "hugetlb=on,hugetlbsize=2M", 2 * MiB, true, false },
 };
@@ -95,12 +95,26 @@ static char *probe(const char *options)
     return works ? NULL : g_strdup(last_line ? last_line + 1 : output);
 }
 
+/* The environment can pick some variants; unknown names pick nothing */
+static bool asked_for(const RwpVariant *variant)
+{
+    const char *list = g_getenv("RWP_TEST_VARIANTS");
+    g_auto(GStrv) names = g_strsplit(list ?: "", ",", -1);
+
+    return !list || g_strv_contains((const char *const *)names,
+                                    variant->name);
+}
+
 bool rwp_skip(const RwpVariant *variant)
 {
     static char *reasons[ARRAY_SIZE(rwp_variants)];
     static bool known[ARRAY_SIZE(rwp_variants)];
     size_t i = variant - rwp_variants;
 
+    if (!known[i] && !asked_for(variant)) {
+        reasons[i] = g_strdup("not in RWP_TEST_VARIANTS");
+        known[i] = true;
+    }
     if (!known[i]) {
         if (strstr(variant->options, "hugetlb=on")) {
             add_huge_pages();
@@ -210,11 +224,13 @@ static void write_firmware(const char *path)
 
 RwpVM *rwp_vm_guest(const RwpVariant *variant, const char *arguments)
 {
+    const char *accel = g_getenv("RWP_TEST_ACCEL");
     g_autofree char *dir = rwp_scratch_dir();
     g_autofree char *rom = g_build_filename(dir, "rom", NULL);
     g_autofree char *all = g_strdup_printf(
         "-bios %s -smp 2 -global apic-common.vapic=off "
-        "-accel tcg,thread=multi %s", rom, arguments);
+        "-accel %s %s", rom, accel && !g_str_equal(accel, "tcg") ? accel :
+        "tcg,thread=multi", arguments);
     RwpVM *vm;
 
     write_firmware(rom);

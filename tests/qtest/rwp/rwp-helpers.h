@@ -51,6 +51,9 @@ extern const size_t rwp_nb_variants;
 /* The one that always exists, if any does */
 #define RWP_DEFAULT_VARIANT (&rwp_variants[0])
 
+/* Anonymous memory without a tracker: of what it needs Linux has all */
+#define RWP_MOVE_VARIANT (&rwp_variants[2])
+
 typedef struct RwpVM {
     QTestState *qts;
     char *dir;
