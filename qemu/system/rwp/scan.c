@@ -141,6 +141,24 @@ static int arm_runs(RwpState *s, GArray *runs)
 }
 
 /*
+ * If no page of the chunk is away any more, let the first touch of its
+ * memory cost nothing again.  Touches of cold pages in the moment that
+ * takes are missed.
+ */
+static int drop_trap(RwpState *s, uint64_t chunk)
+{
+    uint64_t count;
+    uint64_t first = rwp_memory_chunk(s->mem, chunk, &count);
+    int ret;
+
+    if (rwp_pages_chunk_away(s->pages, first)) {
+        return 0;
+    }
+    ret = rwp_memory_untrap(s->mem, chunk);
+    return ret <= 0 ? ret : s->mem->tracker->arm(s->mem, first, count);
+}
+
+/*
  * Scan one chunk and arm what was touched.
  *
  * @begin: this is the start of tracking: no cycle was completed, and what
@@ -176,7 +194,7 @@ static int scan_chunk(RwpScanner *scanner, uint64_t chunk, bool begin,
         }
     }
     scan_ns = get_clock();
-    ret = arm_runs(s, touched->runs);
+    ret = arm_runs(s, touched->runs) ?: drop_trap(s, chunk);
     stats->scan_ns += scan_ns - start_ns;
     stats->arm_ns += get_clock() - scan_ns;
     return ret;
