@@ -22,6 +22,7 @@ import grp
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,13 @@ class VirshError(Exception):
     """virsh failed; the text is what it said."""
 
 
+def paths():
+    """Where the libvirt that was built looks for what; all below STATE."""
+    with open(os.path.join(LIBVIRT, 'configmake.h'), encoding='ascii') as file:
+        return dict(re.findall(r'^#define (\w+DIR) "(.*)"$', file.read(),
+                               re.M))
+
+
 def wait_for(what, condition, progress=lambda: None):
     """Wait until condition(); progress() must keep changing, if given."""
     last = progress()
@@ -126,9 +134,9 @@ class Host:
         os.makedirs(IMAGES)
         # QEMU makes the socket of the qtest protocol there
         os.chmod(IMAGES, 0o1777)
-        etc = os.path.join(STATE, 'etc', 'libvirt')
+        etc = os.path.join(paths()['SYSCONFDIR'], 'libvirt')
         os.makedirs(etc)
-        os.makedirs(os.path.join(STATE, 'run'))
+        os.makedirs(paths()['RUNSTATEDIR'])
         # The path to the build may be closed to the user of the guests
         os.makedirs(os.path.dirname(QEMU))
         subprocess.run(['mount', '--bind', QEMU_BUILD, os.path.dirname(QEMU)],
@@ -158,7 +166,7 @@ class Host:
             server.wait()
         self.stop_daemon()
         self.keep(self.log)
-        logs = os.path.join(STATE, 'var', 'log', 'libvirt', 'qemu')
+        logs = os.path.join(paths()['LOCALSTATEDIR'], 'log', 'libvirt', 'qemu')
         for name in os.listdir(logs) if os.path.isdir(logs) else []:
             self.keep(os.path.join(logs, name))
 
@@ -170,7 +178,7 @@ class Host:
             shutil.copy(path, results)
 
     def start_daemon(self):
-        etc = os.path.join(STATE, 'etc', 'libvirt')
+        etc = os.path.join(paths()['SYSCONFDIR'], 'libvirt')
         # pylint: disable=consider-using-with
         self.daemon = subprocess.Popen(
             [os.path.join(LIBVIRT, 'src', 'libvirtd'),
@@ -198,10 +206,8 @@ class Host:
     @staticmethod
     def virsh(*arguments, readonly=False, progress=False):
         """What virsh prints; @progress: with progress reports."""
-        socket = os.path.join(STATE, 'run', 'libvirt', 'libvirt-sock')
-        uri = f'qemu:///system?socket={socket}{"-ro" * readonly}'
         result = subprocess.run(
-            [os.path.join(LIBVIRT, 'tools', 'virsh'), '-c', uri]
+            [os.path.join(LIBVIRT, 'tools', 'virsh'), '-c', 'qemu:///system']
             + ['-r'] * readonly + list(arguments), env=ENVIRONMENT, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             check=False, timeout=LIMIT)

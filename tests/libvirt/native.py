@@ -133,6 +133,12 @@ def statistics(tap, host, guest):
     tap.check(said, 'a read-only client has no other commands', said)
 
 
+def cancel_jobs(host, guest):
+    for job in host.qmp(guest.name, 'query-jobs'):
+        host.qmp(guest.name, 'job-cancel', id=job['id'])
+    wait_for('its end', lambda: not host.qmp(guest.name, 'query-jobs'))
+
+
 def restart(tap, host, guest):
     """While a job is running, and with pages in the store."""
     before = away(host)
@@ -146,8 +152,7 @@ def restart(tap, host, guest):
               'libvirtd is restarted while a job runs', job)
     said = host.refused('domrwp-evict', guest.name, '--min-age', '1')
     tap.check('still running' in said, 'there is one job at a time', said)
-    host.qmp(guest.name, 'job-cancel', id=job[0]['id'])
-    wait_for('its end', lambda: not host.qmp(guest.name, 'query-jobs'))
+    cancel_jobs(host, guest)
     bad = guest.intact()
     tap.check(not bad and number(host, 'fetch.fault') > 0,
               'the guest finds its memory intact, read from the store',
@@ -157,27 +162,33 @@ def restart(tap, host, guest):
 
 def save(tap, host, guest):
     path = os.path.join(IMAGES, 'saved')
-    host.virsh('domrwp-evict', guest.name, '--offset', str(START),
-               '--length', str(SIZE), '--wait')
+    evict_all = ('domrwp-evict', guest.name, '--offset', str(START),
+                 '--length', str(SIZE))
+    host.virsh(*evict_all, '--speed', '64K')
     said = host.refused('save', guest.name, path)
-    tap.check('bring it back with rwp-fetch first' in said and
+    tap.check('wait for its end, or cancel it' in said and
               host.virsh('domstate', guest.name) == 'running',
-              'save is refused while pages are evicted; the guest runs on',
-              said)
-    host.virsh('domrwp-fetch', guest.name, '--wait')
-    tap.check(away(host) == 0, 'domrwp-fetch --wait brings them back')
+              'save is refused during an eviction; the guest runs on', said)
+    cancel_jobs(host, guest)
+    host.virsh(*evict_all, '--wait')
+    evicted = number(host, 'evicted')
     guest.close()
     host.virsh('save', guest.name, path)
     host.virsh('restore', path)
     guest.connect()
     bad = guest.intact()
-    tap.check(not bad, 'save and restore: the memory is intact', bad)
-    host.virsh('domrwp-evict', guest.name, '--offset', str(START),
-               '--length', str(SIZE), '--wait')
+    tap.check(evicted >= SIZE and not bad,
+              'save and restore, with evicted pages: the memory is intact',
+              bad)
+    host.virsh(*evict_all, '--wait')
+    evicted = number(host, 'evicted')
     bad = guest.intact()
-    tap.check(not bad and number(host, 'evict.pages') >= SIZE // 4096,
+    tap.check(evicted >= SIZE and not bad,
               'after that, eviction goes on as before', bad)
+    host.virsh(*evict_all, '--wait')
     host.virsh('domrwp-fetch', guest.name, '--wait')
+    tap.check(evicted >= SIZE and away(host) == 0,
+              'domrwp-fetch --wait brings all back')
     guest.close()
     host.virsh('managedsave', guest.name)
     host.virsh('start', guest.name)
