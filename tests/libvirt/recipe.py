@@ -102,7 +102,8 @@ def restart(tap, host, guest):
 def save(tap, host, guest):
     path = os.path.join(IMAGES, 'saved')
     host.qmp('recipe', 'rwp-evict', id='rwp0', speed=65536, ranges=[
-        {'offset': START, 'length': SIZE}], **{'job-id': 'slow'})
+        {'offset': START, 'length': SIZE}], **{
+            'job-id': 'slow', 'auto-dismiss': True})
     said = host.refused('save', 'recipe', path)
     tap.check('wait for its end, or cancel it' in said and
               host.virsh('domstate', 'recipe') == 'running',
