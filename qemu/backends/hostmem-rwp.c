@@ -50,7 +50,7 @@ static void (*parent_complete)(UserCreatable *uc, Error **errp);
 static bool (*parent_can_be_deleted)(UserCreatable *uc);
 
 #define DEFAULT_INTERVAL 10000
-#define DEFAULT_READAHEAD (128 * 1024)
+#define DEFAULT_READAHEAD (512 * 1024)
 
 static bool check_properties(HostMemoryBackend *backend, Error **errp)
 {

@@ -14,7 +14,7 @@
  *   LEAVING        the evictor is about to decide, and will wake
  *   ZERO           zero it
  *   EVICTED        read it from the store, and some that follow, if the
- *                  accesses look sequential
+ *                  accesses look sequential (see readahead.h)
  *   FETCHING       somebody is at it, and will wake
  *
  * In every case the service takes the page into FETCHING before it acts,
@@ -69,11 +69,12 @@
 #define RETRY_MIN_NS (50 * SCALE_MS)
 #define RETRY_MAX_NS (10 * NANOSECONDS_PER_SECOND)
 
-/* A read of the store that serves a touch */
+/* A read of the store that serves a touch, or is ahead of one */
 typedef struct Fetch {
     RwpFaults *faults;
     uint64_t page;
     uint64_t count;         /* pages to read, @page first */
+    bool ahead;             /* @page was not touched when it began */
     int64_t start_ns;
     QemuCoSleep sleep;      /* between a failed read and the next */
     QLIST_ENTRY(Fetch) next;
@@ -91,6 +92,9 @@ struct RwpFaults {
     QTAILQ_HEAD(, Fetch) fetches;       /* all, the oldest first */
 
     RwpReadahead readahead;
+
+    struct uffd_msg messages[MAX_MESSAGES];
+    int nb_messages;        /* that were read and not handled yet */
 
     unsigned in_flight;     /* fetches; atomic, main loop waits for 0 */
     RwpQuit *quit;
@@ -187,13 +191,10 @@ static void coroutine_fn put_buffer(RwpFaults *faults, void *buf)
     qemu_co_queue_next(&faults->buffer_queue);
 }
 
-/* Take the evicted neighbours of @fetch->page into FETCHING */
-static void claim_neighbours(Fetch *fetch)
+/* Take evicted pages from @fetch->page on into FETCHING, @window in all */
+static void claim_window(Fetch *fetch, uint64_t window)
 {
-    RwpFaults *faults = fetch->faults;
-    RwpState *s = faults->s;
-    uint64_t window = rwp_readahead_window(&faults->readahead, fetch->page,
-                                           faults->max_window);
+    RwpState *s = fetch->faults->s;
 
     window = MIN(window, s->mem->nb_pages - fetch->page);
     while (fetch->count < window &&
@@ -320,26 +321,63 @@ static void end_without_page(Fetch *fetch)
     }
 }
 
+/* Put pages of @fetch in place from number @skip on */
+static void coroutine_fn place_rest(Fetch *fetch, uint64_t skip,
+                                    const uint8_t *buf)
+{
+    RwpState *s = fetch->faults->s;
+    uint64_t placed = rwp_place_untouched_co(s, fetch->page + skip,
+        fetch->count - skip, buf + rwp_state_page_bytes(s, skip));
+
+    stat64_add(&s->stats.fetched_readahead, placed);
+}
+
+/* Who touched one of the pages meanwhile is woken, and tries again itself */
+static void coroutine_fn fetch_ahead(Fetch *fetch, void *buf)
+{
+    RwpState *s = fetch->faults->s;
+    uint64_t offset = rwp_state_page_bytes(s, fetch->page);
+    uint64_t bytes = rwp_state_page_bytes(s, fetch->count);
+    int ret = rwp_store_read(s->store, offset, bytes, buf);
+
+    trace_rwp_fetch_read(s->id, offset, bytes, ret);
+    if (ret < 0) {
+        stat64_add(&s->stats.fetch_errors, 1);
+        release_neighbours(fetch);
+        rwp_pages_finish(s->pages, fetch->page, RWP_PAGE_EVICTED);
+        rwp_memory_wake(s->mem, fetch->page, 1);
+        rwp_state_settle_soon(s);
+    } else {
+        place_rest(fetch, 0, buf);
+    }
+}
+
+static void coroutine_fn fetch_touched(Fetch *fetch, void *buf)
+{
+    RwpFaults *faults = fetch->faults;
+
+    claim_window(fetch, rwp_readahead_window(&faults->readahead, fetch->page,
+                                             faults->max_window));
+    if (!read_pages(fetch, buf) ||
+        rwp_pages_discarded(faults->s->pages, fetch->page) ||
+        !place_touched(fetch, buf)) {
+        end_without_page(fetch);
+    } else if (fetch->count > 1) {
+        place_rest(fetch, 1, buf);
+    }
+}
+
 static void coroutine_fn fetch_co(void *opaque)
 {
     Fetch *fetch = opaque;
     RwpFaults *faults = fetch->faults;
-    RwpState *s = faults->s;
     void *buf;
 
     get_buffer(faults, &buf);
-    claim_neighbours(fetch);
-    if (!read_pages(fetch, buf) ||
-        rwp_pages_discarded(s->pages, fetch->page) ||
-        !place_touched(fetch, buf)) {
-        end_without_page(fetch);
-    } else if (fetch->count > 1) {
-        uint64_t placed = rwp_place_untouched(s, fetch->page + 1,
-                                              fetch->count - 1,
-                                              (uint8_t *)buf +
-                                              s->mem->page_size);
-
-        stat64_add(&s->stats.fetched_readahead, placed);
+    if (fetch->ahead) {
+        fetch_ahead(fetch, buf);
+    } else {
+        fetch_touched(fetch, buf);
     }
     put_buffer(faults, buf);
     QTAILQ_REMOVE(&faults->fetches, fetch, age);
@@ -349,15 +387,10 @@ static void coroutine_fn fetch_co(void *opaque)
     aio_wait_kick();
 }
 
-/* Read @page, which this thread has in FETCHING, from the store */
-static void start_fetch(RwpFaults *faults, uint64_t page, int64_t start_ns)
+static void start_fetch(Fetch *fetch)
 {
-    Fetch *fetch = g_new0(Fetch, 1);
+    RwpFaults *faults = fetch->faults;
 
-    fetch->faults = faults;
-    fetch->page = page;
-    fetch->count = 1;
-    fetch->start_ns = start_ns;
     QTAILQ_INSERT_TAIL(&faults->fetches, fetch, age);
     qatomic_inc(&faults->in_flight);
     if (!faults->watching) {
@@ -368,9 +401,50 @@ static void start_fetch(RwpFaults *faults, uint64_t page, int64_t start_ns)
     qemu_coroutine_enter(qemu_coroutine_create(fetch_co, fetch));
 }
 
-/* The thread @tid touched a page that somebody is bringing back */
-static void handle_fetching(RwpFaults *faults, uint64_t page, uint32_t tid)
+/* Read @page, which this thread has in FETCHING, from the store */
+static void fetch_page(RwpFaults *faults, uint64_t page, int64_t start_ns)
 {
+    Fetch *fetch = g_new0(Fetch, 1);
+
+    fetch->faults = faults;
+    fetch->page = page;
+    fetch->count = 1;
+    fetch->start_ns = start_ns;
+    start_fetch(fetch);
+}
+
+/* @page is waited for: read what is going to be waited for next */
+static void read_ahead(RwpFaults *faults, uint64_t page, int64_t start_ns)
+{
+    uint64_t first, window;
+
+    while (faults->nb_free && rwp_quit_phase(faults->quit) == RWP_QUIT_NO &&
+           (window = rwp_readahead_more(&faults->readahead, page,
+                                        faults->max_window, &first))) {
+        Fetch *fetch;
+
+        if (first >= faults->s->mem->nb_pages) {
+            return;
+        }
+        fetch = g_new0(Fetch, 1);
+        fetch->faults = faults;
+        fetch->page = first;
+        fetch->ahead = true;
+        fetch->start_ns = start_ns;
+        claim_window(fetch, window);
+        if (!fetch->count) {
+            g_free(fetch);
+            return;
+        }
+        start_fetch(fetch);
+    }
+}
+
+/* The thread @tid touched a page that somebody is bringing back */
+static void handle_fetching(RwpFaults *faults, uint64_t page, uint32_t tid,
+                            int64_t start_ns)
+{
+    read_ahead(faults, page, start_ns);
     if (rwp_quit_phase(faults->quit) != RWP_QUIT_NO &&
         rwp_quit_waiter(faults->quit, page, tid)) {
         zero_page(faults, page, RWP_PAGE_LIVE);
@@ -389,7 +463,8 @@ static void handle_fault(RwpFaults *faults, uint64_t page,
         state = rwp_pages_get(s->pages, page);
         trace_rwp_fault(s->id, page, flags, state);
         if (state == RWP_PAGE_FETCHING) {
-            handle_fetching(faults, page, msg->arg.pagefault.feat.ptid);
+            handle_fetching(faults, page, msg->arg.pagefault.feat.ptid,
+                            start_ns);
             return;
         }
         if (state == RWP_PAGE_LEAVING) {
@@ -415,48 +490,70 @@ static void handle_fault(RwpFaults *faults, uint64_t page,
         zero_page(faults, page, state);
         break;
     case RWP_PAGE_EVICTED:
-        start_fetch(faults, page, start_ns);
+        fetch_page(faults, page, start_ns);
+        read_ahead(faults, page, start_ns);
         break;
     default:
         g_assert_not_reached();
     }
 }
 
-static void faults_readable(void *opaque)
+/* Returns whether there is a message that was not handled yet */
+static bool read_messages(void *opaque)
+{
+    RwpFaults *faults = opaque;
+    RwpState *s = faults->s;
+    int nb;
+
+    if (!faults->nb_messages) {
+        nb = rwp_memory_read_faults(s->mem, faults->messages, MAX_MESSAGES);
+        if (nb < 0) {
+            trace_rwp_fault_read_failed(s->id, nb);
+        }
+        faults->nb_messages = MAX(nb, 0);
+    }
+    return faults->nb_messages > 0;
+}
+
+static void handle_messages(void *opaque)
 {
     RwpFaults *faults = opaque;
     RwpMemory *mem = faults->s->mem;
-    struct uffd_msg msgs[MAX_MESSAGES];
-    int nb;
+    int64_t now = get_clock();
 
-    do {
-        int64_t now = get_clock();
+    for (int i = 0; i < faults->nb_messages; i++) {
+        const struct uffd_msg *msg = &faults->messages[i];
+        uint64_t page = (msg->arg.pagefault.address -
+                         (uintptr_t)mem->host) / mem->page_size;
 
-        nb = rwp_memory_read_faults(mem, msgs, MAX_MESSAGES);
-        if (nb < 0) {
-            trace_rwp_fault_read_failed(faults->s->id, nb);
-            return;
+        /* Staging buffers are registered too, but never touched */
+        if (msg->event == UFFD_EVENT_PAGEFAULT && page < mem->nb_pages) {
+            handle_fault(faults, page, msg, now);
         }
-        for (int i = 0; i < nb; i++) {
-            uint64_t page = (msgs[i].arg.pagefault.address -
-                             (uintptr_t)mem->host) / mem->page_size;
-
-            /* Staging buffers are registered too, but never touched */
-            if (msgs[i].event == UFFD_EVENT_PAGEFAULT &&
-                page < mem->nb_pages) {
-                handle_fault(faults, page, &msgs[i], now);
-            }
-        }
-    } while (nb == MAX_MESSAGES);
+    }
+    /* If there are more, the file descriptor is readable still */
+    faults->nb_messages = 0;
 }
 
+static void faults_readable(void *opaque)
+{
+    if (read_messages(opaque)) {
+        handle_messages(opaque);
+    }
+}
+
+/*
+ * Faults often come one after the other, and to put the thread to sleep
+ * takes as long as to read a page: so the thread polls for a while, like
+ * IOThreads do.  A read of the userfaultfd is the cheapest way to do that.
+ */
 static void start_serving(void *opaque)
 {
     RwpFaults *faults = opaque;
     RwpState *s = faults->s;
 
     aio_set_fd_handler(s->fault_ctx, s->mem->uffd, faults_readable, NULL,
-                       NULL, NULL, faults);
+                       read_messages, handle_messages, faults);
 }
 
 static void stop_serving(void *opaque)

@@ -21,6 +21,7 @@
 #include "qapi/error.h"
 #include "job.h"
 #include "place.h"
+#include "scan.h"
 #include "store.h"
 #include "trace.h"
 
@@ -78,7 +79,10 @@ static int coroutine_fn fetch_task(AioTask *task)
         buffer_put(job, buf);
         return ret;
     }
-    placed = rwp_place_untouched(s, t->first, t->count, buf);
+    /* Cycles run in this thread; none shall find pages that are not armed */
+    placed = rwp_scanner_running(s->scanner) ?
+             rwp_place_untouched(s, t->first, t->count, buf) :
+             rwp_place_untouched_co(s, t->first, t->count, buf);
     buffer_put(job, buf);
     stat64_add(&s->stats.fetched_requested, placed);
     return placed == t->count ? 0 : -ENOMEM;

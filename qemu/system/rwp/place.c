@@ -8,9 +8,27 @@
  */
 
 #include "qemu/osdep.h"
+#include "block/thread-pool.h"
 #include "place.h"
 #include "scan.h"
 #include "trace.h"
+
+/*
+ * Pages that are put in place by one system call.  Who touches one of them
+ * meanwhile is woken at the end of it.
+ */
+#define PIECE_PAGES 32
+
+/* So few are not worth another thread */
+#define FEW_PAGES 8
+
+typedef struct Place {
+    RwpState *s;
+    uint64_t first;
+    uint64_t count;
+    const uint8_t *buf;
+    uint64_t placed;
+} Place;
 
 void rwp_place_finish(RwpState *s, uint64_t page)
 {
@@ -64,4 +82,30 @@ uint64_t rwp_place_untouched(RwpState *s, uint64_t first, uint64_t count,
     /* Somebody may have touched one after it was copied, and armed */
     rwp_memory_wake(s->mem, first, count);
     return placed;
+}
+
+static int place_worker(void *opaque)
+{
+    Place *place = opaque;
+    RwpState *s = place->s;
+
+    for (uint64_t i = 0; i < place->count; i += PIECE_PAGES) {
+        place->placed += rwp_place_untouched(s, place->first + i,
+            MIN(PIECE_PAGES, place->count - i),
+            place->buf + rwp_state_page_bytes(s, i));
+    }
+    return 0;
+}
+
+uint64_t coroutine_fn rwp_place_untouched_co(RwpState *s, uint64_t first,
+                                             uint64_t count, const void *buf)
+{
+    Place place = { .s = s, .first = first, .count = count, .buf = buf };
+
+    if (count < FEW_PAGES) {
+        place_worker(&place);
+    } else {
+        thread_pool_submit_co(place_worker, &place);
+    }
+    return place.placed;
 }

@@ -3,8 +3,8 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * For pages that the caller has in FETCHING.  Context: fault thread or work
- * thread.
+ * For pages that the caller has in FETCHING.  Context: fault thread, work
+ * thread, or a thread of their pools.
  */
 #ifndef RWP_PLACE_H
 #define RWP_PLACE_H
@@ -35,5 +35,14 @@ int rwp_place_page(RwpState *s, uint64_t page, const void *buf);
  */
 uint64_t rwp_place_untouched(RwpState *s, uint64_t first, uint64_t count,
                              const void *buf);
+
+/**
+ * rwp_place_untouched_co: the same, by another thread if they are many.
+ *
+ * The thread of the caller can go on with the next read meanwhile.  A
+ * cycle of tracking can then take them for accessed.
+ */
+uint64_t coroutine_fn rwp_place_untouched_co(RwpState *s, uint64_t first,
+                                             uint64_t count, const void *buf);
 
 #endif

@@ -4,7 +4,9 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Follows a few sequential access patterns at a time: a touch that goes on
- * where an earlier read ended makes the next one twice as long.  Pure data.
+ * where an earlier read ended makes the next one twice as long.  Where the
+ * longest is reached, some more are read ahead of the one that is waited
+ * for, so that one can be read while another is put in place.  Pure data.
  *
  * Locking: none; one user at a time.
  */
@@ -13,6 +15,9 @@
 
 /* Access patterns that are followed at a time */
 #define RWP_READAHEAD_STREAMS 8
+
+/* Reads of the longest kind that are ahead of a touch */
+#define RWP_READAHEAD_DEPTH 4
 
 /* One sequential access pattern */
 typedef struct RwpStream {
@@ -56,6 +61,32 @@ static inline uint64_t rwp_readahead_window(RwpReadahead *r, uint64_t page,
         .used = ++r->clock,
     };
     return 1;
+}
+
+/**
+ * rwp_readahead_more: whether to read more, now that @page is waited for.
+ *
+ * @max: as above
+ * @first: set to the page to begin with
+ *
+ * Returns the number of pages, or 0.  May be called until it returns 0, for
+ * a page that is touched and for one that is being read.
+ */
+static inline uint64_t rwp_readahead_more(RwpReadahead *r, uint64_t page,
+                                          uint64_t max, uint64_t *first)
+{
+    for (int i = 0; i < RWP_READAHEAD_STREAMS; i++) {
+        RwpStream *stream = &r->streams[i];
+
+        if (stream->window == max && max > 1 && page < stream->next &&
+            stream->next - page < RWP_READAHEAD_DEPTH * max) {
+            *first = stream->next;
+            stream->next += max;
+            stream->used = ++r->clock;
+            return max;
+        }
+    }
+    return 0;
 }
 
 #endif

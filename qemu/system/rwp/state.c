@@ -17,6 +17,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/error-report.h"
 #include "qapi/error.h"
+#include "block/thread-pool.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "system/hostmem.h"
@@ -36,6 +37,9 @@
 
 /* With that many pages away it may be time to settle */
 #define SETTLE_AWAY 4
+
+/* Threads that are kept for reads of the store, with aio=threads */
+#define FAULT_POOL_MIN 2
 
 static const RwpTrackerOps *const trackers[] = {
     [RWP_TRACKER_RWP] = &rwp_tracker_rwp,
@@ -152,6 +156,9 @@ static bool start_threads(RwpState *s, Error **errp)
     }
     s->fault_ctx = iothread_get_aio_context(s->fault_thread);
     s->work_ctx = iothread_get_aio_context(s->work_thread);
+    /* A vCPU shall not wait for a thread to be created */
+    aio_context_set_thread_pool_params(s->fault_ctx, FAULT_POOL_MIN,
+                                       THREAD_POOL_MAX_THREADS_DEFAULT, NULL);
     return true;
 }
 

@@ -115,8 +115,9 @@ static void test_same_page(const RigKind *kind)
 static void test_readahead(const RigKind *kind)
 {
     Rig *rig = new_evicted(kind, 400, 8);
-    static const uint64_t first[] = { 100, 101, 103, 107, 115, 123, 300 };
-    static const uint64_t count[] = { 1, 2, 4, 8, 8, 8, 1 };
+    /* From 107 on, three more are ahead of what is touched */
+    static const uint64_t first[] = { 100, 101, 103, 107, 115, 123, 131, 300 };
+    static const uint64_t count[] = { 1, 2, 4, 8, 8, 8, 8, 1 };
 
     for (uint64_t page = 100; page < 131; page++) {
         g_assert_cmphex(fake_read(page), ==, rig_value(page));
@@ -130,11 +131,70 @@ static void test_readahead(const RigKind *kind)
     for (size_t i = 0; i < ARRAY_SIZE(first); i++) {
         expect_read(i, first[i], count[i]);
     }
-    g_assert_cmpuint(stat64_get(&rig->s->stats.fetched_fault), ==, 7);
-    g_assert_cmpuint(stat64_get(&rig->s->stats.fetched_readahead), ==, 25);
+    g_assert_cmpuint(stat64_get(&rig->s->stats.fetched_fault), ==, 5);
+    g_assert_cmpuint(stat64_get(&rig->s->stats.fetched_readahead), ==, 35);
 
     /* What was not asked for goes no further than evicted pages do */
     rig_check(rig, 399, 1);
+    rig_check(rig, 0, 400);
+    rig_free(rig);
+}
+
+/* Touches 0 to 6, after which the longest reads begin */
+static void begin_stream(Rig *rig)
+{
+    for (uint64_t page = 0; page < 7; page++) {
+        fake_read(page);
+        rig_quiet(rig);
+    }
+    g_assert_cmpuint(fake_store_requests(FAKE_STORE_READ), ==, 3);
+}
+
+/* The guest is faster than the store, which gets more to do then */
+static void test_readahead_more(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 400, 8);
+    FakeTouch *first, *second;
+
+    begin_stream(rig);
+    fake_store_close_gate(FAKE_STORE_READ);
+    first = fake_touch_start(7, 0);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 4 && fake_idle());
+    second = fake_touch_start(16, 0);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 6 && fake_idle());
+    expect_read(7, 39, 8);
+    expect_read(8, 47, 8);
+
+    fake_store_open_gate(FAKE_STORE_READ);
+    g_assert_cmphex(fake_touch_end(first), ==, rig_value(7));
+    g_assert_cmphex(fake_touch_end(second), ==, rig_value(16));
+    rig_quiet(rig);
+    rig_expect(rig, 0, 55, RWP_PAGE_LIVE);
+    rig_expect(rig, 55, 345, RWP_PAGE_EVICTED);
+    rig_check(rig, 0, 400);
+    rig_free(rig);
+}
+
+/* A failed read ahead: who waits for one of its pages has it read again */
+static void test_readahead_fails(const RigKind *kind)
+{
+    Rig *rig = new_evicted(kind, 400, 8);
+    FakeTouch *first, *second;
+
+    begin_stream(rig);
+    fake_store_close_gate(FAKE_STORE_READ);
+    first = fake_touch_start(7, 0);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 4 && fake_idle());
+    second = fake_touch_start(16, 0);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 6 && fake_idle());
+    fake_store_pass(FAKE_STORE_READ, 1);
+    g_assert_cmphex(fake_touch_end(first), ==, rig_value(7));
+    fake_store_fail(FAKE_STORE_READ, 1, -EIO);
+    fake_store_open_gate(FAKE_STORE_READ);
+    g_assert_cmphex(fake_touch_end(second), ==, rig_value(16));
+    rig_quiet(rig);
+    g_assert_cmpuint(stat64_get(&rig->s->stats.fetch_errors), ==, 1);
+    g_assert_cmpuint(rig_count(rig, RWP_PAGE_FETCHING), ==, 0);
     rig_check(rig, 0, 400);
     rig_free(rig);
 }
@@ -560,6 +620,8 @@ static void add_tests(void)
     rig_add("fault/many", test_many);
     rig_add("fault/same-page", test_same_page);
     rig_add("fault/readahead", test_readahead);
+    rig_add("fault/readahead-more", test_readahead_more);
+    rig_add("fault/readahead-fails", test_readahead_fails);
     rig_add("fault/readahead-arms", test_readahead_arms);
     rig_add("fault/retry", test_retry);
     rig_add("fault/retry-neighbours", test_retry_neighbours);
