@@ -11,7 +11,12 @@
  */
 
 #include "qemu/osdep.h"
+#include "libqos/malloc-pc.h"
+#include "libqos/pci-pc.h"
+#include "libqos/virtio-pci.h"
+#include "standard-headers/linux/virtio_blk.h"
 #include "rwp/rwp-helpers.h"
+#include "rwp/rwp-slow-file.h"
 
 #define VM_TEST(variant, options, arguments)                    \
     RwpVM *vm;                                                  \
@@ -150,6 +155,163 @@ static void test_pinning_comes(const void *variant)
     rwp_vm_free(vm);
 }
 
+/* A virtio device at slot 4, driven by the test, with one queue */
+typedef struct Driver {
+    RwpVM *vm;
+    QGuestAllocator alloc;
+    QPCIBus *bus;
+    QVirtioPCIDevice *dev;
+    QVirtQueue *vq;
+} Driver;
+
+#define SLOT_4 "addr=04.0"
+#define WAIT_US (120 * G_USEC_PER_SEC)
+
+static void driver_start(Driver *driver, RwpVM *vm, int queue)
+{
+    QPCIAddress address = { .devfn = QPCI_DEVFN(4, 0) };
+    QVirtioDevice *vdev;
+
+    driver->vm = vm;
+    driver->bus = qpci_new_pc(vm->qts, NULL);
+    alloc_init(&driver->alloc, ALLOC_NO_FLAGS, 1 * MiB, 2 * MiB, 4 * KiB);
+    driver->dev = virtio_pci_new(driver->bus, &address);
+    g_assert_nonnull(driver->dev);
+    vdev = &driver->dev->vdev;
+    qvirtio_pci_device_enable(driver->dev);
+    qvirtio_start_device(vdev);
+    qvirtio_set_features(vdev, qvirtio_get_features(vdev) &
+                         ~(QVIRTIO_F_BAD_FEATURE |
+                           (1ull << VIRTIO_RING_F_INDIRECT_DESC) |
+                           (1ull << VIRTIO_RING_F_EVENT_IDX)));
+    for (int i = 0; i <= queue; i++) {
+        driver->vq = qvirtqueue_setup(vdev, &driver->alloc, i);
+    }
+    qvirtio_set_driver_ok(vdev);
+}
+
+static void driver_stop(Driver *driver)
+{
+    qvirtio_pci_device_disable(driver->dev);
+    qos_object_destroy((QOSGraphObject *)driver->dev);
+    qpci_free_pc(driver->bus);
+    alloc_destroy(&driver->alloc);
+    g_free(driver->vq);
+}
+
+#define DISK_BYTES (64 * KiB)
+
+/* Have the disk transfer DISK_BYTES at @offset from or to @address */
+static uint32_t disk_request(Driver *driver, bool write, uint64_t offset,
+                             uint64_t address)
+{
+    QTestState *qts = driver->vm->qts;
+    uint64_t header = guest_alloc(&driver->alloc, 32);
+    uint32_t head;
+
+    qtest_writel(qts, header, write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN);
+    qtest_writel(qts, header + 4, 0);
+    qtest_writeq(qts, header + 8, offset / 512);
+    qtest_writeb(qts, header + 16, 0xff);
+    head = qvirtqueue_add(qts, driver->vq, header, 16, false, true);
+    qvirtqueue_add(qts, driver->vq, address, DISK_BYTES, !write, true);
+    qvirtqueue_add(qts, driver->vq, header + 16, 1, true, false);
+    qvirtqueue_kick(qts, &driver->dev->vdev, driver->vq, head);
+    return head;
+}
+
+static void disk_wait(Driver *driver, uint32_t head)
+{
+    qvirtio_wait_used_elem(driver->vm->qts, &driver->dev->vdev, driver->vq,
+                           head, NULL, WAIT_US);
+}
+
+/* Whether memory at @address is what is on the disk at @offset */
+static bool disk_was_read(RwpVM *vm, uint64_t address, uint64_t offset,
+                          uint64_t seed)
+{
+    g_autofree void *wanted = g_malloc(DISK_BYTES);
+    g_autofree void *found = g_malloc(DISK_BYTES);
+
+    rwp_pattern(wanted, offset, DISK_BYTES, seed);
+    qtest_memread(vm->qts, address, found, DISK_BYTES);
+    return memcmp(wanted, found, DISK_BYTES) == 0;
+}
+
+/*
+ * Evict memory which a read of a disk is just about to fill.  Returns
+ * whether the content of the disk has arrived.
+ */
+static bool evict_under_dma(const RwpVariant *variant, bool expect_busy)
+{
+    g_autofree char *dir = rwp_scratch_dir();
+    RwpSlowFile *file = rwp_slow_file_new(dir, 7);
+    g_autofree char *arguments = g_strdup_printf(
+        "-blockdev file,node-name=slow,filename=%s/slow,read-only=on,"
+        "locking=off -device virtio-blk-pci,drive=slow," SLOT_4, dir);
+    /* To open a store later would wait for the end of all requests */
+    RwpVM *vm = rwp_vm_new(variant, "store=store0", arguments);
+    Driver driver;
+    uint32_t head;
+    uint64_t busy;
+    bool arrived;
+
+    driver_start(&driver, vm, 0);
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_slow_file_hold(file);
+    head = disk_request(&driver, false, 1 * MiB, START);
+    rwp_slow_file_await(file);
+
+    rwp_job(vm, RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE " ]"),
+            START, SIZE);
+    busy = rwp_get(vm, "evict.busy");
+    if (expect_busy) {
+        g_assert_cmpuint(busy, ==, SIZE / variant->page_size);
+        rwp_expect_state(vm, START, SIZE, "resident");
+    }
+    rwp_slow_file_release(file);
+    disk_wait(&driver, head);
+    arrived = disk_was_read(vm, START, 1 * MiB, 7);
+
+    /* When it is over, all can go */
+    rwp_evict(vm, START, SIZE);
+    if (arrived) {
+        g_assert_true(disk_was_read(vm, START, 1 * MiB, 7));
+    }
+    rwp_check(vm, START + DISK_BYTES, SIZE - DISK_BYTES, 1);
+    driver_stop(&driver);
+    rwp_vm_free(vm);
+    rwp_slow_file_free(file);
+    rwp_remove_dir(g_steal_pointer(&dir));
+    return arrived;
+}
+
+static void test_dma(const void *variant)
+{
+    if (rwp_skip(variant) || rwp_slow_file_skip()) {
+        return;
+    }
+    g_assert_true(evict_under_dma(variant, true));
+}
+
+/* The same with the look at mappings left out: the test must notice */
+static void test_dma_mutation(const void *opaque)
+{
+    const RwpVariant *variant = opaque;
+
+    if (rwp_skip(variant) || rwp_slow_file_skip()) {
+        return;
+    }
+    if (strstr(variant->name, "move")) {
+        /* The kernel refuses to move pages that it has pinned */
+        g_test_skip("not needed with the pager move");
+        return;
+    }
+    setenv("RWP_INJECT", "ignore-pins", 1);
+    g_assert_false(evict_under_dma(variant, false));
+    unsetenv("RWP_INJECT");
+}
+
 static void add_tests(const char *name, void (*fn)(const void *opaque))
 {
     for (size_t i = 0; i < rwp_nb_variants; i++) {
@@ -166,6 +328,8 @@ int main(int argc, char **argv)
 
     add_tests("vhost-user", test_vhost_user);
     add_tests("pinning-comes", test_pinning_comes);
+    add_tests("dma", test_dma);
+    add_tests("dma-mutation", test_dma_mutation);
 
     return g_test_run();
 }

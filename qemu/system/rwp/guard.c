@@ -30,6 +30,7 @@
 #include "migration/blocker.h"
 #include "foreign.h"
 #include "guard.h"
+#include "inject.h"
 #include "peek.h"
 #include "trace.h"
 
@@ -129,7 +130,8 @@ static void guard_unpin(void *opaque, uint64_t offset, uint64_t length)
 
 bool rwp_guard_pinned(RwpState *s, uint64_t chunk)
 {
-    return qatomic_read(&s->pins[chunk]) > 0;
+    return qatomic_read(&s->pins[chunk]) > 0 &&
+           !rwp_inject(RWP_INJECT_IGNORE_PINS);
 }
 
 static int guard_peek(void *opaque, uint64_t offset, uint64_t length,

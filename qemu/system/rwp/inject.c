@@ -18,6 +18,7 @@ static const char *const names[RWP_INJECT__MAX] = {
     [RWP_INJECT_SKIP_HOLD] = "skip-hold",
     [RWP_INJECT_SKIP_RESCAN] = "skip-rescan",
     [RWP_INJECT_EARLY_WAKE] = "early-wake",
+    [RWP_INJECT_IGNORE_PINS] = "ignore-pins",
     [RWP_INJECT_TRUST_EAGAIN] = "trust-eagain",
     [RWP_INJECT_DELAY_CLAIM] = "delay-claim",
     [RWP_INJECT_DELAY_STAGE] = "delay-stage",

@@ -22,6 +22,7 @@ typedef enum RwpInject {
     RWP_INJECT_SKIP_HOLD,       /* "skip-hold": commit without a hold */
     RWP_INJECT_SKIP_RESCAN,     /* "skip-rescan": commit without a scan */
     RWP_INJECT_EARLY_WAKE,      /* "early-wake": release before removing */
+    RWP_INJECT_IGNORE_PINS,     /* "ignore-pins": of memory mapped for DMA */
     RWP_INJECT_TRUST_EAGAIN,    /* "trust-eagain": of a copy, as success */
 
     /* Windows to stretch */
