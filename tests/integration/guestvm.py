@@ -114,8 +114,11 @@ def touched_pages(pages, seed, density):
 class GuestVM:
     """A context manager: the VM and its files are gone at the end."""
 
-    def __init__(self, backend, ram, cpus=1, env=None, args=()):
-        """@backend: the -object option without id and size; @ram: bytes"""
+    def __init__(self, backend, ram, cpus=1, env=None, args=(), store=None):
+        """
+        @backend: the -object option without id and size; @ram: bytes;
+        @store: the -blockdev option of store0, else a file
+        """
         self.ram = ram
         self.cpus = cpus
         self.dir = tempfile.mkdtemp(prefix='rwp-')
@@ -126,12 +129,14 @@ class GuestVM:
         # Called again and again while a job runs
         self.meanwhile = lambda: None
         try:
-            self._launch(backend, env or {}, args)
+            self._launch(backend, env or {}, args, store or
+                         'driver=file,node-name=store0,filename=' +
+                         self.store_path)
         except BaseException:
             self.close()
             raise
 
-    def _launch(self, backend, env, args):
+    def _launch(self, backend, env, args, store):
         rom = os.path.join(self.dir, 'rom')
         with open(rom, 'wb') as file:
             file.write(firmware())
@@ -149,8 +154,7 @@ class GuestVM:
                 '-machine', 'pc,memory-backend=mem0',
                 '-smp', str(self.cpus), '-m', f'{self.ram // MIB}M',
                 '-object', f'{backend},id=mem0,size={self.ram}',
-                '-blockdev', 'driver=file,node-name=store0,filename=' +
-                self.store_path,
+                '-blockdev', store,
                 '-bios', rom, '-serial', 'file:' + self.serial_path,
                 # No option ROM: nobody but the guest touches its memory
                 '-global', 'apic-common.vapic=off',
@@ -159,7 +163,7 @@ class GuestVM:
         qtest.accept()
         qtest.settimeout(LIMIT)
         self.qtest = qtest
-        for cpu in range(self.cpus):
+        for cpu in range(0 if '-incoming' in args else self.cpus):
             self.wait_field(cpu, 'ALIVE', lambda value: value == 1)
 
     def __enter__(self):

@@ -205,14 +205,15 @@ def write_under_load(tap, backend, tracked, options):
             found = mismatch(guest) or own.wrong
             stats = guest.info()['evict']
             passed = time.monotonic() - start
+            rounds = [guest.get(cpu, 'ROUNDS')
+                      for cpu in range(len(REGIONS))]
             enough = stats['pages'] >= wanted and \
-                stats['cancelled'] >= wanted_cancelled
+                stats['cancelled'] >= wanted_cancelled and min(rounds) > 0
             progress.see((min(stats['pages'], wanted),
-                          min(stats['cancelled'], wanted_cancelled)))
+                          min(stats['cancelled'], wanted_cancelled), rounds))
             if found or progress.stalled() and not enough or \
                passed > options.duration and enough:
                 break
-        rounds = [guest.get(cpu, 'ROUNDS') for cpu in range(len(REGIONS))]
         tap.note(f'{passed:.0f} s, rounds {rounds}, {stats}')
         tap.note(guest.info()['fetch'])
         if not tap.check(not found, f'{backend}: no write was lost',
