@@ -296,68 +296,74 @@ int rwp_memory_fill(RwpMemory *mem, unsigned long request, void *arg)
     return ioctl(mem->uffd, request, arg);
 }
 
+/*
+ * One system call that fills [@dst, @dst + @len) from @src, or with zeros
+ * if that is NULL.
+ *
+ * Returns 0 or -errno; @filled is then the number of bytes before the one
+ * that failed, or negative.
+ */
+static int fill_once(RwpMemory *mem, uint64_t dst, uint64_t len,
+                     const uint8_t *src, int64_t *filled)
+{
+    struct uffdio_copy copy = {
+        .dst = dst,
+        .src = (uintptr_t)src,
+        .len = len,
+    };
+    struct uffdio_zeropage zero = {
+        .range.start = dst,
+        .range.len = len,
+    };
+    int ret = src ? rwp_memory_fill(mem, UFFDIO_COPY, &copy) :
+                    rwp_memory_fill(mem, UFFDIO_ZEROPAGE, &zero);
+
+    *filled = src ? copy.copy : zero.zeropage;
+    return ret < 0 ? -errno : 0;
+}
+
+static int fill(RwpMemory *mem, uint64_t first, uint64_t count,
+                const uint8_t *buf)
+{
+    uint64_t start = rwp_memory_host(mem, first);
+    uint64_t total = count * mem->page_size;
+    uint64_t done = 0;
+    int64_t filled;
+    int ret;
+
+    do {
+        ret = fill_once(mem, start + done, total - done,
+                        buf ? buf + done : NULL, &filled);
+        if (ret < 0 && filled > 0) {
+            done += filled;
+            ret = -EAGAIN;
+        }
+        /* The mapping was changing; nothing is wrong with the page */
+    } while (ret == -EAGAIN);
+
+    if (ret == -EEXIST) {
+        rwp_memory_wake(mem, first + done / mem->page_size, 1);
+    }
+    return ret;
+}
+
 int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
                     const void *buf)
 {
-    uint64_t total = count * mem->page_size;
-    uint64_t done = 0;
-
-    while (done < total) {
-        struct uffdio_copy copy = {
-            .dst = rwp_memory_host(mem, first) + done,
-            .src = (uintptr_t)buf + done,
-            .len = total - done,
-        };
-
-        if (rwp_memory_fill(mem, UFFDIO_COPY, &copy) == 0) {
-            return 0;
-        }
-        if (copy.copy > 0) {
-            done += copy.copy;
-        } else if (errno == EEXIST) {
-            rwp_memory_wake(mem, first + done / mem->page_size, 1);
-            return -EEXIST;
-        } else if (errno != EAGAIN) {
-            return -errno;
-        }
-        /* EAGAIN: the mapping was changing; nothing is wrong with the page */
-    }
-    return 0;
+    return fill(mem, first, count, buf);
 }
 
 int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count)
 {
-    uint64_t total = count * mem->page_size;
-    uint64_t done = 0;
-
-    if (mem->page_size != qemu_real_host_page_size()) {
-        /* The kernel has no zero page of that size */
-        for (uint64_t i = 0; i < count; i++) {
-            int ret = rwp_memory_copy(mem, first + i, 1, mem->zero_page);
-
-            if (ret < 0) {
-                return ret;
-            }
-        }
-        return 0;
+    if (mem->page_size == qemu_real_host_page_size()) {
+        return fill(mem, first, count, NULL);
     }
+    /* The kernel has no zero page of that size */
+    for (uint64_t i = 0; i < count; i++) {
+        int ret = fill(mem, first + i, 1, mem->zero_page);
 
-    while (done < total) {
-        struct uffdio_zeropage zero = {
-            .range.start = rwp_memory_host(mem, first) + done,
-            .range.len = total - done,
-        };
-
-        if (rwp_memory_fill(mem, UFFDIO_ZEROPAGE, &zero) == 0) {
-            return 0;
-        }
-        if (zero.zeropage > 0) {
-            done += zero.zeropage;
-        } else if (errno == EEXIST) {
-            rwp_memory_wake(mem, first + done / mem->page_size, 1);
-            return -EEXIST;
-        } else if (errno != EAGAIN) {
-            return -errno;
+        if (ret < 0) {
+            return ret;
         }
     }
     return 0;
