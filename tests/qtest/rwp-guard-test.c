@@ -119,9 +119,12 @@ static void test_bad_stores(void)
         { RWP_EVICT("'target': 'small', " EVICT_ALL), "too small" },
         { RWP_EVICT("'target': 'readonly', " EVICT_ALL), "read-only" },
         /* By a device, as the file of another node, as another's store */
-        { RWP_EVICT("'target': 'disk', " EVICT_ALL), "'disk'" },
-        { RWP_EVICT("'target': 'lower', " EVICT_ALL), "'lower'" },
-        { RWP_EVICT("'target': 'taken', " EVICT_ALL), "'taken'" },
+        { RWP_EVICT("'target': 'disk', " EVICT_ALL), "'disk' cannot be the "
+          "store, it is in use" },
+        { RWP_EVICT("'target': 'lower', " EVICT_ALL), "'lower' cannot be the "
+          "store, it is in use" },
+        { RWP_EVICT("'target': 'taken', " EVICT_ALL), "'taken' cannot be the "
+          "store, it is in use" },
     };
     RwpVM *vm;
 

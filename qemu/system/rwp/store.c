@@ -129,7 +129,8 @@ RwpStore *rwp_store_open(const char *node_name, uint64_t size,
     store->removed = removed;
     store->opaque = opaque;
     if (!store_attach(store, bs, ctx, errp)) {
-        error_prepend(errp, "node '%s' cannot be the store: ", node_name);
+        error_prepend(errp, "node '%s' cannot be the store, it is in use: ",
+                      node_name);
         rwp_store_close(store);
         return NULL;
     }
