@@ -40,6 +40,8 @@ struct HostMemoryBackendRwp {
     uint32_t interval;
     uint64_t readahead;
     char *store;
+    bool checksum;
+    uint32_t max_fetches;
 
     /* From completion on */
     RwpState *state;
@@ -51,6 +53,7 @@ static bool (*parent_can_be_deleted)(UserCreatable *uc);
 
 #define DEFAULT_INTERVAL 10000
 #define DEFAULT_READAHEAD (512 * 1024)
+#define DEFAULT_MAX_FETCHES 32
 
 static bool check_properties(HostMemoryBackend *backend, Error **errp)
 {
@@ -145,6 +148,8 @@ static void rwp_backend_complete(UserCreatable *uc, Error **errp)
         .interval = m->interval,
         .readahead = m->readahead,
         .store = m->store,
+        .checksum = m->checksum,
+        .max_fetches = m->max_fetches,
     };
     void *ptr;
 
@@ -333,6 +338,51 @@ static void rwp_backend_set_store(Object *obj, const char *value,
     }
 }
 
+static bool rwp_backend_get_checksum(Object *obj, Error **errp)
+{
+    return MEMORY_BACKEND_RWP(obj)->checksum;
+}
+
+static void rwp_backend_set_checksum(Object *obj, bool value, Error **errp)
+{
+    if (!can_set(obj, "checksum", errp)) {
+        return;
+    }
+    if (value && !rwp_checksums_available()) {
+        error_setg(errp, "property 'checksum' cannot be on: QEMU was built "
+                   "without libxxhash");
+        return;
+    }
+    MEMORY_BACKEND_RWP(obj)->checksum = value;
+}
+
+static void rwp_backend_get_max_fetches(Object *obj, Visitor *v,
+                                        const char *name, void *opaque,
+                                        Error **errp)
+{
+    uint32_t value = MEMORY_BACKEND_RWP(obj)->max_fetches;
+
+    visit_type_uint32(v, name, &value, errp);
+}
+
+static void rwp_backend_set_max_fetches(Object *obj, Visitor *v,
+                                        const char *name, void *opaque,
+                                        Error **errp)
+{
+    uint32_t value;
+
+    if (!can_set(obj, name, errp) ||
+        !visit_type_uint32(v, name, &value, errp)) {
+        return;
+    }
+    if (value < 1 || value > RWP_FETCHES_MAX) {
+        error_setg(errp, "property 'max-fetches' must be from 1 to %d",
+                   RWP_FETCHES_MAX);
+        return;
+    }
+    MEMORY_BACKEND_RWP(obj)->max_fetches = value;
+}
+
 static void rwp_backend_instance_init(Object *obj)
 {
     HostMemoryBackendRwp *m = MEMORY_BACKEND_RWP(obj);
@@ -341,6 +391,8 @@ static void rwp_backend_instance_init(Object *obj)
     m->thp = RWP_THP_WHOLE;
     m->interval = DEFAULT_INTERVAL;
     m->readahead = DEFAULT_READAHEAD;
+    m->checksum = rwp_checksums_available();
+    m->max_fetches = DEFAULT_MAX_FETCHES;
 }
 
 static void rwp_backend_instance_finalize(Object *obj)
@@ -392,6 +444,15 @@ static void add_properties(ObjectClass *oc)
                                   rwp_backend_set_store);
     object_class_property_set_description(oc, "store",
         "Node name of the block node for evicted pages");
+    object_class_property_add_bool(oc, "checksum", rwp_backend_get_checksum,
+                                   rwp_backend_set_checksum);
+    object_class_property_set_description(oc, "checksum",
+        "Notice if the store returns other content than it was given");
+    object_class_property_add(oc, "max-fetches", "uint32",
+                              rwp_backend_get_max_fetches,
+                              rwp_backend_set_max_fetches, NULL, NULL);
+    object_class_property_set_description(oc, "max-fetches",
+        "Reads of the store for touched pages at a time");
 }
 
 static void rwp_backend_class_init(ObjectClass *oc, void *data)

@@ -263,6 +263,64 @@ static void test_server_dies(const void *variant)
     guest_waits(variant, RWP_SERVER_QEMU_NBD);
 }
 
+/* Every page of the store becomes another one, or what it was */
+static void invert_store(Guest *g)
+{
+    g_autofree char *path = g_build_filename(g->dir, "store1", NULL);
+    int fd = open(path, O_RDWR);
+
+    g_assert_cmpint(fd, >=, 0);
+    for (uint64_t offset = START; offset < RWP_TEST_END; offset += 4 * KiB) {
+        uint8_t byte;
+
+        g_assert_cmpint(pread(fd, &byte, 1, offset + 100), ==, 1);
+        byte ^= 0xff;
+        g_assert_cmpint(pwrite(fd, &byte, 1, offset + 100), ==, 1);
+    }
+    close(fd);
+}
+
+/* The store returns something else: nobody gets to see it */
+static void test_wrong_bytes(const void *variant)
+{
+    g_autofree char *error = NULL;
+    QDict *info, *event;
+    bool checks;
+    Guest g;
+
+    if (rwp_skip(variant) || rwp_server_skip(RWP_SERVER_NBDKIT)) {
+        return;
+    }
+    g = guest_new(variant, RWP_SERVER_NBDKIT);
+    info = rwp_info(g.vm);
+    checks = qdict_get_bool(info, "checksum");
+    qobject_unref(info);
+    if (!checks) {
+        g_test_skip("QEMU was built without libxxhash");
+        guest_free(&g);
+        return;
+    }
+    g_assert_cmpuint(rwp_get(g.vm, "resources.checksums"), >, 0);
+    invert_store(&g);
+    rwp_guest_run(g.vm, 0, RWP_GUEST_VERIFY, START, SIZE);
+    event = qtest_qmp_eventwait_ref(g.vm->qts, "RWP_STORE_ERROR");
+    g_assert_nonnull(strstr(qdict_get_str(qdict_get_qdict(event, "data"),
+                                          "reason"), "checksum"));
+    qobject_unref(event);
+    rwp_assert_soon(rwp_get(g.vm, "fetch.waiting") > 0);
+    g_assert_cmpuint(rwp_get(g.vm, "fetch.corrupt"), >, 0);
+    qtest_qmp_assert_success(g.vm->qts, RWP_FETCH());
+    error = rwp_job_finish(g.vm, "job0");
+    g_assert_nonnull(error);
+    g_assert_nonnull(strstr(error, "checksum"));
+
+    invert_store(&g);
+    await_verified(&g);
+    rwp_assert_soon(rwp_get(g.vm, "evicted") == 0);
+    rwp_assert_soon(rwp_get(g.vm, "resources.checksums") == 0);
+    guest_free(&g);
+}
+
 /* The main loop itself waits: only out-of-band commands are answered */
 static void test_out_of_band(const void *variant)
 {
@@ -400,6 +458,7 @@ int main(int argc, char **argv)
     add_tests("write", test_write);
     add_tests("server-fails", test_server_fails);
     add_tests("server-dies", test_server_dies);
+    add_tests("wrong-bytes", test_wrong_bytes);
     add_tests("out-of-band", test_out_of_band);
     add_tests("quit", test_quit);
     add_tests("quit-signal", test_quit_signal);

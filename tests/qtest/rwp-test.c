@@ -79,7 +79,7 @@ static void test_properties(void)
 {
     static const char *const names[] = {
         "tracker", "backing", "hugetlb", "hugetlbsize", "interval",
-        "readahead", "store",
+        "readahead", "store", "checksum", "max-fetches",
     };
     RwpVM *vm;
     QDict *response;
@@ -135,6 +135,8 @@ static void test_property_errors(void)
         { WITH_SIZE(", 'interval': 86400001"), "from 10 to 86400000" },
         { WITH_SIZE(", 'interval': -1"), "interval" },
         { WITH_SIZE(", 'readahead': 2097152"), "readahead" },
+        { WITH_SIZE(", 'max-fetches': 0"), "from 1 to 256" },
+        { WITH_SIZE(", 'max-fetches': 257"), "from 1 to 256" },
         { WITH_SIZE(", 'tracker': 'guess'"), "guess" },
         { WITH_SIZE(", 'backing': 'disk'"), "disk" },
         { WITH_SIZE(", 'tracker': 'zap', 'backing': 'anonymous'"),

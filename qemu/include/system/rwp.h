@@ -20,6 +20,9 @@ typedef struct RwpState RwpState;
 /* Bound of the property "readahead", in bytes */
 #define RWP_READAHEAD_MAX (1024 * 1024)
 
+/* Bound of the property "max-fetches" */
+#define RWP_FETCHES_MAX 256
+
 typedef struct RwpConfig {
     const char *id;             /* for messages, threads, QMP */
     RwpTracker tracker;         /* as resolved by rwp_select() */
@@ -28,7 +31,12 @@ typedef struct RwpConfig {
     uint32_t interval;          /* default of rwp-track-start, in ms */
     uint32_t readahead;         /* at most, in bytes; 0 for none */
     const char *store;          /* node name, or NULL */
+    bool checksum;              /* only if rwp_checksums_available() */
+    uint32_t max_fetches;       /* from 1 to RWP_FETCHES_MAX */
 } RwpConfig;
+
+/** rwp_checksums_available: whether QEMU was built with what it takes. */
+bool rwp_checksums_available(void);
 
 /**
  * rwp_select: resolve "auto", and check what is asked for.

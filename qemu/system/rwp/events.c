@@ -30,12 +30,19 @@ typedef struct Cycle {
     uint64_t evicted;
 } Cycle;
 
+const char *rwp_event_reason(int err)
+{
+    return err == -EBADMSG ? "Wrong checksum: this is not what was written" :
+           strerror(-err);
+}
+
 static void send_store_error(void *opaque)
 {
     StoreError *e = opaque;
 
     qapi_event_send_rwp_store_error(e->id, e->node_name, e->operation,
-                                    e->offset, e->bytes, strerror(-e->err));
+                                    e->offset, e->bytes,
+                                    rwp_event_reason(e->err));
     g_free(e->id);
     g_free(e->node_name);
     g_free(e);

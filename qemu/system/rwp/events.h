@@ -22,6 +22,9 @@ void rwp_event_store_error(const char *id, const char *node_name,
                            RwpOperation operation, uint64_t offset,
                            uint64_t bytes, int err);
 
+/** rwp_event_reason: what is said of the error @err, a negative errno. */
+const char *rwp_event_reason(int err);
+
 /** rwp_event_cycle: cycle number @cycle was completed; sizes in bytes. */
 void rwp_event_cycle(const char *id, uint64_t cycle, uint64_t hot,
                      uint64_t resident, uint64_t evicted);

@@ -47,6 +47,8 @@ typedef struct WriteTask {
 static void batch_free(RwpJob *job, RwpBatch *batch)
 {
     if (batch->buf) {
+        qatomic_sub(&job->s->stats.buffer_bytes,
+                    rwp_state_page_bytes(job->s, job->batch_pages));
         job->s->mem->pager->buffer_free(job->s->mem, batch->buf,
                                         job->batch_pages);
     }
@@ -72,6 +74,8 @@ static RwpBatch *batch_get(RwpJob *job, Error **errp)
         batch_free(job, batch);
         return NULL;
     }
+    qatomic_add(&job->s->stats.buffer_bytes,
+                rwp_state_page_bytes(job->s, job->batch_pages));
     return batch;
 }
 

@@ -22,12 +22,13 @@
  * action, which would make the action wrong: a zero page in place of an
  * evicted one, or access to a page that is about to be removed.
  *
- * All but EVICTED is done at once with one system call.  EVICTED gets a
- * coroutine; their number is bounded by the number of buffers, and those
- * who wait for one are no more than there are threads that touch memory.
+ * All but EVICTED is done at once with one system call.  EVICTED is put
+ * into a queue, from which coroutines take it.  Their number is bounded,
+ * and so is that of buffers; the queue has no more entries than there are
+ * threads that wait.  Whatever a guest does, it only makes itself slow.
  *
- * A failed read is tried again for as long as it takes.  It never becomes
- * data.
+ * A failed read is tried again for as long as it takes, and gives its turn
+ * to others between two tries.  It never becomes data.
  *
  * This thread may depend on nothing that a thread which touches guest
  * memory may hold.  It takes no lock but those of pages, ages and batches,
@@ -56,9 +57,6 @@
 #include "trace.h"
 #include "uapi.h"
 
-/* Reads of the store under way at a time */
-#define MAX_FETCHES 32
-
 /* Messages that one read(2) returns at most */
 #define MAX_MESSAGES 64
 
@@ -71,25 +69,34 @@
 
 /* A read of the store that serves a touch, or is ahead of one */
 typedef struct Fetch {
-    RwpFaults *faults;
     uint64_t page;
     uint64_t count;         /* pages to read, @page first */
     bool ahead;             /* @page was not touched when it began */
+    bool claimed;           /* neighbours were, if there are any */
     int64_t start_ns;
-    QemuCoSleep sleep;      /* between a failed read and the next */
-    QLIST_ENTRY(Fetch) next;
+    int64_t pause_ns;       /* before the last try */
+    int64_t due_ns;         /* QEMU_CLOCK_REALTIME; when to try again */
+    bool reported;          /* that it failed */
+    QTAILQ_ENTRY(Fetch) next;   /* in @queue or @sleeping */
     QTAILQ_ENTRY(Fetch) age;
 } Fetch;
 
-struct RwpFaults {
-    RwpState *s;            /* set once */
-    uint64_t max_window;    /* set once: pages of a buffer */
+typedef QTAILQ_HEAD(, Fetch) FetchList;
 
-    void *buffers[MAX_FETCHES];
-    unsigned nb_free;       /* buffers[0..nb_free) are free */
-    CoQueue buffer_queue;   /* fetches that wait for one */
-    QLIST_HEAD(, Fetch) sleeping;
-    QTAILQ_HEAD(, Fetch) fetches;       /* all, the oldest first */
+struct RwpFaults {
+    /* Set once */
+    RwpState *s;
+    uint64_t max_window;    /* pages of a buffer */
+
+    unsigned running;       /* coroutines, s->max_fetches at most */
+    void **buffers;         /* as many as coroutines at most */
+    unsigned nb_buffers;    /* that were allocated */
+    unsigned nb_free;       /* buffers[0..nb_free) are not in use */
+
+    FetchList queue;        /* wait for their turn */
+    FetchList sleeping;     /* failed, and are tried again later */
+    FetchList fetches;      /* all, the oldest first */
+    QEMUTimer *retry;       /* runs while one is sleeping */
 
     RwpReadahead readahead;
 
@@ -173,29 +180,28 @@ static void take_back(RwpFaults *faults, uint64_t page)
     }
 }
 
-static void coroutine_fn get_buffer(RwpFaults *faults, void **buf)
+/* There are as many as coroutines that can ask for one */
+static void *get_buffer(RwpFaults *faults)
 {
-    while (!faults->nb_free) {
-        qemu_co_queue_wait(&faults->buffer_queue, NULL);
+    uint64_t bytes = rwp_state_page_bytes(faults->s, faults->max_window);
+
+    if (!faults->nb_free) {
+        faults->buffers[faults->nb_free++] =
+            qemu_memalign(qemu_real_host_page_size(), bytes);
+        faults->nb_buffers++;
+        qatomic_add(&faults->s->stats.buffer_bytes, bytes);
     }
-    *buf = faults->buffers[--faults->nb_free];
-    if (!*buf) {
-        *buf = qemu_memalign(qemu_real_host_page_size(),
-                             faults->max_window * faults->s->mem->page_size);
-    }
+    return faults->buffers[--faults->nb_free];
 }
 
-static void coroutine_fn put_buffer(RwpFaults *faults, void *buf)
+static void put_buffer(RwpFaults *faults, void *buf)
 {
     faults->buffers[faults->nb_free++] = buf;
-    qemu_co_queue_next(&faults->buffer_queue);
 }
 
 /* Take evicted pages from @fetch->page on into FETCHING, @window in all */
-static void claim_window(Fetch *fetch, uint64_t window)
+static void claim_window(RwpState *s, Fetch *fetch, uint64_t window)
 {
-    RwpState *s = fetch->faults->s;
-
     window = MIN(window, s->mem->nb_pages - fetch->page);
     while (fetch->count < window &&
            rwp_pages_move(s->pages, fetch->page + fetch->count,
@@ -205,10 +211,8 @@ static void claim_window(Fetch *fetch, uint64_t window)
 }
 
 /* The read of the neighbours failed, or they are not wanted any more */
-static void release_neighbours(Fetch *fetch)
+static void release_neighbours(RwpState *s, Fetch *fetch)
 {
-    RwpState *s = fetch->faults->s;
-
     if (fetch->count == 1) {
         return;
     }
@@ -221,176 +225,170 @@ static void release_neighbours(Fetch *fetch)
     fetch->count = 1;
 }
 
-/* Sleep until it is time to try the read of @fetch again */
-static void coroutine_fn wait_for_retry(Fetch *fetch, int64_t ns)
-{
-    RwpFaults *faults = fetch->faults;
-
-    qatomic_inc(&faults->s->stats.fetch_waiting);
-    QLIST_INSERT_HEAD(&faults->sleeping, fetch, next);
-    qemu_co_sleep_ns_wakeable(&fetch->sleep, QEMU_CLOCK_REALTIME, ns);
-    QLIST_REMOVE(fetch, next);
-    qatomic_dec(&faults->s->stats.fetch_waiting);
-}
-
 /*
- * Read the pages of @fetch, for as long as it takes; at the end only the
- * touched page may be left.
+ * Read the pages of @fetch; if that fails with neighbours, without them.
  *
- * Returns false if it is not going to be read, because nobody wants it any
- * more or because QEMU ends.
+ * Returns 0 or -errno.
  */
-static bool coroutine_fn read_pages(Fetch *fetch, void *buf)
+static int coroutine_fn read_pages(RwpState *s, Fetch *fetch, void *buf)
 {
-    RwpFaults *faults = fetch->faults;
-    RwpState *s = faults->s;
-    int64_t pause = RETRY_MIN_NS;
-    bool reported = false;
+    int ret = rwp_place_read(s, fetch->page, fetch->count, buf);
 
-    for (;;) {
-        uint64_t offset = rwp_state_page_bytes(s, fetch->page);
-        uint64_t bytes = rwp_state_page_bytes(s, fetch->count);
-        int ret = rwp_store_read(s->store, offset, bytes, buf);
-
-        trace_rwp_fetch_read(s->id, offset, bytes, ret);
-        if (ret == 0) {
-            return true;
-        }
-        stat64_add(&s->stats.fetch_errors, 1);
-        if (rwp_pages_discarded(s->pages, fetch->page)) {
-            /* Nobody wants the content any more */
-            return false;
-        }
-        if (fetch->count > 1) {
-            release_neighbours(fetch);
-            continue;
-        }
-        if (!reported) {
-            rwp_event_store_error(s->id, rwp_store_node_name(s->store),
-                                  RWP_OPERATION_FETCH, offset, bytes, ret);
-            reported = true;
-        }
-        if (rwp_quit_phase(faults->quit) != RWP_QUIT_NO) {
-            return false;
-        }
-        wait_for_retry(fetch, pause);
-        pause = MIN(pause * 2, RETRY_MAX_NS);
+    if (ret < 0 && fetch->count > 1) {
+        release_neighbours(s, fetch);
+        ret = rwp_place_read(s, fetch->page, 1, buf);
     }
-}
-
-/*
- * Put the touched page in place, for as long as it takes to get memory.
- *
- * Returns false if that is not going to happen, because QEMU ends.
- */
-static bool coroutine_fn place_touched(Fetch *fetch, const void *buf)
-{
-    RwpFaults *faults = fetch->faults;
-    RwpState *s = faults->s;
-    int64_t pause = RETRY_MIN_NS;
-
-    rwp_inject_co_delay(RWP_INJECT_DELAY_FETCH);
-    while (rwp_place_page(s, fetch->page, buf) < 0) {
-        if (rwp_quit_phase(faults->quit) != RWP_QUIT_NO) {
-            return false;
-        }
-        wait_for_retry(fetch, pause);
-        pause = MIN(pause * 2, RETRY_MAX_NS);
+    if (ret < 0 && !fetch->reported) {
+        rwp_event_store_error(s->id, rwp_store_node_name(s->store),
+                              RWP_OPERATION_FETCH,
+                              rwp_state_page_bytes(s, fetch->page),
+                              rwp_state_page_bytes(s, 1), ret);
+        fetch->reported = true;
     }
-    record_latency(s, get_clock() - fetch->start_ns);
-    stat64_add(&s->stats.fetched_fault, 1);
-    rwp_place_finish(s, fetch->page);
-    return true;
-}
-
-/*
- * The touched page was not put in place: nobody wants its content any
- * more, or it is lost.
- */
-static void end_without_page(Fetch *fetch)
-{
-    RwpFaults *faults = fetch->faults;
-
-    release_neighbours(fetch);
-    if (rwp_pages_discarded(faults->s->pages, fetch->page)) {
-        zero_page(faults, fetch->page, RWP_PAGE_LIVE);
-    } else {
-        /* It stays in FETCHING; see rwp_quit_waiter() for who waits for it */
-        rwp_quit_lose(faults->quit, fetch->page);
-        rwp_memory_wake(faults->s->mem, fetch->page, 1);
-    }
+    return ret;
 }
 
 /* Put pages of @fetch in place from number @skip on */
-static void coroutine_fn place_rest(Fetch *fetch, uint64_t skip,
+static void coroutine_fn place_rest(RwpState *s, Fetch *fetch, uint64_t skip,
                                     const uint8_t *buf)
 {
-    RwpState *s = fetch->faults->s;
     uint64_t placed = rwp_place_untouched_co(s, fetch->page + skip,
         fetch->count - skip, buf + rwp_state_page_bytes(s, skip));
 
     stat64_add(&s->stats.fetched_readahead, placed);
 }
 
-/* Who touched one of the pages meanwhile is woken, and tries again itself */
-static void coroutine_fn fetch_ahead(Fetch *fetch, void *buf)
+/* The pages were read: put them in place.  Returns 0 or -errno. */
+static int coroutine_fn place_pages(RwpState *s, Fetch *fetch, uint8_t *buf)
 {
-    RwpState *s = fetch->faults->s;
-    uint64_t offset = rwp_state_page_bytes(s, fetch->page);
-    uint64_t bytes = rwp_state_page_bytes(s, fetch->count);
-    int ret = rwp_store_read(s->store, offset, bytes, buf);
+    int ret;
 
-    trace_rwp_fetch_read(s->id, offset, bytes, ret);
+    rwp_inject_co_delay(RWP_INJECT_DELAY_FETCH);
+    ret = rwp_place_page(s, fetch->page, buf);
     if (ret < 0) {
-        stat64_add(&s->stats.fetch_errors, 1);
-        release_neighbours(fetch);
+        return ret;
+    }
+    record_latency(s, get_clock() - fetch->start_ns);
+    stat64_add(&s->stats.fetched_fault, 1);
+    rwp_place_finish(s, fetch->page);
+    if (fetch->count > 1) {
+        place_rest(s, fetch, 1, buf);
+    }
+    return 0;
+}
+
+/* Who touched one of the pages meanwhile is woken, and tries again itself */
+static void coroutine_fn fetch_ahead(RwpState *s, Fetch *fetch, void *buf)
+{
+    if (rwp_place_read(s, fetch->page, fetch->count, buf) < 0) {
+        release_neighbours(s, fetch);
         rwp_pages_finish(s->pages, fetch->page, RWP_PAGE_EVICTED);
         rwp_memory_wake(s->mem, fetch->page, 1);
         rwp_state_settle_soon(s);
     } else {
-        place_rest(fetch, 0, buf);
+        place_rest(s, fetch, 0, buf);
     }
 }
 
-static void coroutine_fn fetch_touched(Fetch *fetch, void *buf)
+/*
+ * Try to bring the pages of @fetch back.
+ *
+ * Returns false if the touched page is still FETCHING, because it could not
+ * be read, or the host has no memory for it.  It is the only one then.
+ */
+static bool coroutine_fn try_fetch(RwpFaults *faults, Fetch *fetch)
 {
-    RwpFaults *faults = fetch->faults;
+    RwpState *s = faults->s;
+    void *buf = get_buffer(faults);
+    int ret;
 
-    claim_window(fetch, rwp_readahead_window(&faults->readahead, fetch->page,
-                                             faults->max_window));
-    if (!read_pages(fetch, buf) ||
-        rwp_pages_discarded(faults->s->pages, fetch->page) ||
-        !place_touched(fetch, buf)) {
-        end_without_page(fetch);
-    } else if (fetch->count > 1) {
-        place_rest(fetch, 1, buf);
-    }
-}
-
-static void coroutine_fn fetch_co(void *opaque)
-{
-    Fetch *fetch = opaque;
-    RwpFaults *faults = fetch->faults;
-    void *buf;
-
-    get_buffer(faults, &buf);
     if (fetch->ahead) {
-        fetch_ahead(fetch, buf);
-    } else {
-        fetch_touched(fetch, buf);
+        fetch_ahead(s, fetch, buf);
+        put_buffer(faults, buf);
+        return true;
+    }
+    if (!fetch->claimed) {
+        claim_window(s, fetch, rwp_readahead_window(&faults->readahead,
+                                                    fetch->page,
+                                                    faults->max_window));
+        fetch->claimed = true;
+    }
+    ret = read_pages(s, fetch, buf);
+    if (rwp_pages_discarded(s->pages, fetch->page)) {
+        /* Nobody wants the content any more */
+        release_neighbours(s, fetch);
+        zero_page(faults, fetch->page, RWP_PAGE_LIVE);
+        ret = 0;
+    } else if (ret == 0) {
+        ret = place_pages(s, fetch, buf);
+        if (ret < 0) {
+            release_neighbours(s, fetch);
+        }
     }
     put_buffer(faults, buf);
+    return ret == 0;
+}
+
+static void end_fetch(RwpFaults *faults, Fetch *fetch)
+{
     QTAILQ_REMOVE(&faults->fetches, fetch, age);
     g_free(fetch);
-
     qatomic_dec(&faults->in_flight);
     aio_wait_kick();
 }
 
-static void start_fetch(Fetch *fetch)
+static void sleep_fetch(RwpFaults *faults, Fetch *fetch)
 {
-    RwpFaults *faults = fetch->faults;
+    int64_t now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
 
+    fetch->pause_ns = MIN(MAX(fetch->pause_ns * 2, RETRY_MIN_NS),
+                          RETRY_MAX_NS);
+    fetch->due_ns = now + fetch->pause_ns;
+    QTAILQ_INSERT_TAIL(&faults->sleeping, fetch, next);
+    qatomic_inc(&faults->s->stats.fetch_waiting);
+    timer_mod_anticipate_ns(faults->retry, fetch->due_ns);
+}
+
+/* Takes fetches from the queue until there are none */
+static void coroutine_fn fetch_co(void *opaque)
+{
+    RwpFaults *faults = opaque;
+    RwpState *s = faults->s;
+    Fetch *fetch;
+
+    while ((fetch = QTAILQ_FIRST(&faults->queue))) {
+        QTAILQ_REMOVE(&faults->queue, fetch, next);
+        qatomic_dec(&s->stats.fetch_queued);
+        if (try_fetch(faults, fetch)) {
+            end_fetch(faults, fetch);
+        } else if (rwp_quit_phase(faults->quit) == RWP_QUIT_NO) {
+            sleep_fetch(faults, fetch);
+        } else {
+            /* It stays FETCHING; see quit.c for who waits for it */
+            rwp_quit_lose(faults->quit, fetch->page);
+            rwp_memory_wake(s->mem, fetch->page, 1);
+            end_fetch(faults, fetch);
+        }
+    }
+    qatomic_set(&s->stats.fetch_running, --faults->running);
+}
+
+/* It is the turn of @fetch after those that came before */
+static void queue_fetch(RwpFaults *faults, Fetch *fetch)
+{
+    RwpState *s = faults->s;
+
+    QTAILQ_INSERT_TAIL(&faults->queue, fetch, next);
+    qatomic_inc(&s->stats.fetch_queued);
+    if (faults->running < s->max_fetches) {
+        qatomic_set(&s->stats.fetch_running, ++faults->running);
+        stat64_max(&s->stats.fetch_peak, faults->running);
+        qemu_coroutine_enter(qemu_coroutine_create(fetch_co, faults));
+    }
+}
+
+static void start_fetch(RwpFaults *faults, Fetch *fetch)
+{
     QTAILQ_INSERT_TAIL(&faults->fetches, fetch, age);
     qatomic_inc(&faults->in_flight);
     if (!faults->watching) {
@@ -398,7 +396,34 @@ static void start_fetch(Fetch *fetch)
         timer_mod_ns(faults->watch,
                      qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + WATCH_NS);
     }
-    qemu_coroutine_enter(qemu_coroutine_create(fetch_co, fetch));
+    queue_fetch(faults, fetch);
+}
+
+/* Try again what has slept until @now */
+static void wake_sleepers(RwpFaults *faults, int64_t now)
+{
+    FetchList due = QTAILQ_HEAD_INITIALIZER(due);
+    Fetch *fetch, *next;
+
+    QTAILQ_FOREACH_SAFE(fetch, &faults->sleeping, next, next) {
+        if (fetch->due_ns <= now) {
+            QTAILQ_REMOVE(&faults->sleeping, fetch, next);
+            QTAILQ_INSERT_TAIL(&due, fetch, next);
+        } else {
+            timer_mod_anticipate_ns(faults->retry, fetch->due_ns);
+        }
+    }
+    /* Each may run at once, and go back to sleep */
+    while ((fetch = QTAILQ_FIRST(&due))) {
+        QTAILQ_REMOVE(&due, fetch, next);
+        qatomic_dec(&faults->s->stats.fetch_waiting);
+        queue_fetch(faults, fetch);
+    }
+}
+
+static void retry_timer(void *opaque)
+{
+    wake_sleepers(opaque, qemu_clock_get_ns(QEMU_CLOCK_REALTIME));
 }
 
 /* Read @page, which this thread has in FETCHING, from the store */
@@ -406,37 +431,37 @@ static void fetch_page(RwpFaults *faults, uint64_t page, int64_t start_ns)
 {
     Fetch *fetch = g_new0(Fetch, 1);
 
-    fetch->faults = faults;
     fetch->page = page;
     fetch->count = 1;
     fetch->start_ns = start_ns;
-    start_fetch(fetch);
+    start_fetch(faults, fetch);
 }
 
 /* @page is waited for: read what is going to be waited for next */
 static void read_ahead(RwpFaults *faults, uint64_t page, int64_t start_ns)
 {
+    RwpState *s = faults->s;
     uint64_t first, window;
 
-    while (faults->nb_free && rwp_quit_phase(faults->quit) == RWP_QUIT_NO &&
+    while (faults->running < s->max_fetches &&
+           rwp_quit_phase(faults->quit) == RWP_QUIT_NO &&
            (window = rwp_readahead_more(&faults->readahead, page,
                                         faults->max_window, &first))) {
         Fetch *fetch;
 
-        if (first >= faults->s->mem->nb_pages) {
+        if (first >= s->mem->nb_pages) {
             return;
         }
         fetch = g_new0(Fetch, 1);
-        fetch->faults = faults;
         fetch->page = first;
         fetch->ahead = true;
         fetch->start_ns = start_ns;
-        claim_window(fetch, window);
+        claim_window(s, fetch, window);
         if (!fetch->count) {
             g_free(fetch);
             return;
         }
-        start_fetch(fetch);
+        start_fetch(faults, fetch);
     }
 }
 
@@ -565,21 +590,11 @@ static void stop_serving(void *opaque)
                        NULL);
 }
 
-static void wake_sleepers(RwpFaults *faults)
-{
-    Fetch *fetch, *next;
-
-    /* Waking enters the coroutine, which takes its fetch off the list */
-    QLIST_FOREACH_SAFE(fetch, &faults->sleeping, next, next) {
-        qemu_co_sleep_wake(&fetch->sleep);
-    }
-}
-
 static void retry_bh(void *opaque)
 {
     RwpFaults *faults = opaque;
 
-    wake_sleepers(faults);
+    wake_sleepers(faults, INT64_MAX);
     qatomic_dec(&faults->in_flight);
     aio_wait_kick();
 }
@@ -592,7 +607,7 @@ static void watch(void *opaque)
     int64_t wait_ns = oldest ? get_clock() - oldest->start_ns : 0;
 
     if (rwp_quit_watch(faults->quit, wait_ns)) {
-        wake_sleepers(faults);
+        wake_sleepers(faults, INT64_MAX);
     }
     faults->watching = oldest || rwp_quit_any_stuck(faults->quit);
     if (faults->watching) {
@@ -609,10 +624,12 @@ RwpFaults *rwp_faults_new(RwpState *s)
 
     faults->s = s;
     faults->max_window = MAX(s->readahead / s->mem->page_size, 1);
-    faults->nb_free = MAX_FETCHES;
-    qemu_co_queue_init(&faults->buffer_queue);
-    QLIST_INIT(&faults->sleeping);
+    faults->buffers = g_new0(void *, s->max_fetches);
+    QTAILQ_INIT(&faults->queue);
+    QTAILQ_INIT(&faults->sleeping);
     QTAILQ_INIT(&faults->fetches);
+    faults->retry = aio_timer_new(s->fault_ctx, QEMU_CLOCK_REALTIME, SCALE_NS,
+                                  retry_timer, faults);
     faults->quit = rwp_quit_new(s->id);
     faults->watch = aio_timer_new(s->fault_ctx, QEMU_CLOCK_REALTIME, SCALE_NS,
                                   watch, faults);
@@ -631,10 +648,12 @@ void rwp_faults_free(RwpFaults *faults)
     rwp_faults_quit(faults, RWP_QUIT_CLOSED);
     AIO_WAIT_WHILE(NULL, qatomic_read(&faults->in_flight) > 0);
     timer_free(faults->watch);
+    timer_free(faults->retry);
     rwp_quit_free(faults->quit);
-    for (int i = 0; i < MAX_FETCHES; i++) {
+    for (unsigned i = 0; i < faults->nb_buffers; i++) {
         qemu_vfree(faults->buffers[i]);
     }
+    g_free(faults->buffers);
     g_free(faults);
 }
 

@@ -19,6 +19,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/memalign.h"
 #include "qapi/error.h"
+#include "events.h"
 #include "job.h"
 #include "place.h"
 #include "scan.h"
@@ -45,12 +46,18 @@ static void put_back(RwpState *s, uint64_t first, uint64_t count)
 
 static void *buffer_get(RwpJob *job)
 {
+    uint64_t bytes = rwp_state_page_bytes(job->s, job->batch_pages);
+    void *buf;
+
     if (job->buffers->len) {
         return g_ptr_array_steal_index_fast(job->buffers,
                                             job->buffers->len - 1);
     }
-    return qemu_try_memalign(qemu_real_host_page_size(),
-                             rwp_state_page_bytes(job->s, job->batch_pages));
+    buf = qemu_try_memalign(qemu_real_host_page_size(), bytes);
+    if (buf) {
+        qatomic_add(&job->s->stats.buffer_bytes, bytes);
+    }
+    return buf;
 }
 
 static void buffer_put(RwpJob *job, void *buf)
@@ -66,14 +73,11 @@ static int coroutine_fn fetch_task(AioTask *task)
     RwpJob *job = t->job;
     RwpState *s = job->s;
     uint64_t offset = rwp_state_page_bytes(s, t->first);
-    uint64_t bytes = rwp_state_page_bytes(s, t->count);
     void *buf = buffer_get(job);
-    int ret = buf ? rwp_store_read(s->store, offset, bytes, buf) : -ENOMEM;
+    int ret = buf ? rwp_place_read(s, t->first, t->count, buf) : -ENOMEM;
     uint64_t placed;
 
-    trace_rwp_fetch_read(s->id, offset, bytes, ret);
     if (ret < 0) {
-        stat64_add(&s->stats.fetch_errors, 1);
         rwp_job_failed_at(job, offset);
         put_back(s, t->first, t->count);
         buffer_put(job, buf);
@@ -189,11 +193,13 @@ static int coroutine_fn fetch_run(Job *common, Error **errp)
 
     ret = aio_task_pool_status(job->pool);
     if (ret < 0) {
-        error_setg_errno(errp, -ret, "fetching from the store '%s' failed at "
-                         "offset %" PRIu64, rwp_store_node_name(s->store),
-                         job->error_offset);
+        error_setg(errp, "fetching from the store '%s' failed at offset "
+                   "%" PRIu64 ": %s", rwp_store_node_name(s->store),
+                   job->error_offset, rwp_event_reason(ret));
     }
     aio_task_pool_free(job->pool);
+    qatomic_sub(&s->stats.buffer_bytes, job->buffers->len *
+                rwp_state_page_bytes(s, job->batch_pages));
     g_ptr_array_unref(job->buffers);
     return ret;
 }

@@ -36,6 +36,7 @@
 #include "block/aio.h"
 #include "events.h"
 #include "peek.h"
+#include "place.h"
 #include "store.h"
 #include "trace.h"
 
@@ -85,10 +86,7 @@ static void coroutine_fn read_co(void *opaque)
     PeekRead *read = opaque;
     RwpState *s = read->s;
 
-    read->ret = rwp_store_read(s->store,
-                               rwp_state_page_bytes(s, read->first),
-                               rwp_state_page_bytes(s, read->count),
-                               read->buf);
+    read->ret = rwp_place_read(s, read->first, read->count, read->buf);
     qemu_sem_post(&read->done);
 }
 
@@ -103,7 +101,6 @@ static int read_pages(RwpState *s, uint64_t first, uint64_t count,
     qemu_sem_destroy(&read.done);
     trace_rwp_peek_read(s->id, first, count, read.ret);
     if (read.ret < 0) {
-        stat64_add(&s->stats.fetch_errors, 1);
         rwp_event_store_error(s->id, rwp_store_node_name(s->store),
                               RWP_OPERATION_FETCH,
                               rwp_state_page_bytes(s, first),

@@ -1,16 +1,19 @@
 /*
- * Pages that were brought back are put in place
+ * Evicted pages are read from the store, and put in place
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * See place.h.  Invariant: a page becomes LIVE only when it is in memory,
- * by this or by somebody who was faster.
+ * See place.h.  Invariants: content that is not what was written is never
+ * returned as if it was; a page becomes LIVE only when it is in memory, by
+ * this or by somebody who was faster.
  */
 
 #include "qemu/osdep.h"
 #include "block/thread-pool.h"
+#include "checksum.h"
 #include "place.h"
 #include "scan.h"
+#include "store.h"
 #include "trace.h"
 
 /*
@@ -30,9 +33,44 @@ typedef struct Place {
     uint64_t placed;
 } Place;
 
+/* Returns 0, or -EBADMSG if it is not what was written */
+static int check_content(RwpState *s, uint64_t page, const uint8_t *buf)
+{
+    RwpPage state;
+
+    if (!s->checksums || rwp_checksums_match(s->checksums, page, buf)) {
+        return 0;
+    }
+    /* Somebody else may have fetched it, if the caller does not own it */
+    state = rwp_pages_get(s->pages, page);
+    if (state != RWP_PAGE_EVICTED && state != RWP_PAGE_FETCHING) {
+        return 0;
+    }
+    stat64_add(&s->stats.fetch_corrupt, 1);
+    return -EBADMSG;
+}
+
+int coroutine_fn rwp_place_read(RwpState *s, uint64_t first, uint64_t count,
+                                uint8_t *buf)
+{
+    uint64_t offset = rwp_state_page_bytes(s, first);
+    uint64_t bytes = rwp_state_page_bytes(s, count);
+    int ret = rwp_store_read(s->store, offset, bytes, buf);
+
+    for (uint64_t i = 0; ret == 0 && i < count; i++) {
+        ret = check_content(s, first + i, buf + i * s->mem->page_size);
+    }
+    trace_rwp_fetch_read(s->id, offset, bytes, ret);
+    if (ret < 0) {
+        stat64_add(&s->stats.fetch_errors, 1);
+    }
+    return ret;
+}
+
 void rwp_place_finish(RwpState *s, uint64_t page)
 {
     rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
+    rwp_checksums_trim(s->checksums, page);
     rwp_state_settle_soon(s);
 }
 

@@ -1,5 +1,5 @@
 /*
- * Pages that were brought back are put in place
+ * Evicted pages are read from the store, and put in place
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -10,6 +10,18 @@
 #define RWP_PLACE_H
 
 #include "state.h"
+
+/**
+ * rwp_place_read: read pages from the store, and check their content.
+ *
+ * @buf: room for @count pages
+ *
+ * They need not be the caller's; what is in @buf is of no use for pages
+ * that are not EVICTED or FETCHING any more.  Returns 0 or -errno; -EBADMSG
+ * if a page is not what was written.  Context: any AioContext.
+ */
+int coroutine_fn rwp_place_read(RwpState *s, uint64_t first, uint64_t count,
+                                uint8_t *buf);
 
 /**
  * rwp_place_finish: @page is where it belongs, or will be zero when it is

@@ -12,8 +12,10 @@
 #include "qapi/qapi-commands-control.h"
 #include "qapi/qapi-commands-rwp.h"
 #include "qom/object.h"
+#include "checksum.h"
 #include "evict.h"
 #include "fault.h"
+#include "job.h"
 #include "map.h"
 #include "registry.h"
 #include "scan.h"
@@ -141,6 +143,7 @@ static void fill_fetch(RwpState *s, RwpInfo *info)
     fetch->zero_filled = stat64_get(&s->stats.zero_filled);
     fetch->dropped = stat64_get(&s->stats.dropped);
     fetch->errors = stat64_get(&s->stats.fetch_errors);
+    fetch->corrupt = stat64_get(&s->stats.fetch_corrupt);
     fetch->waiting = qatomic_read(&s->stats.fetch_waiting);
     for (int i = 0; i < RWP_LATENCY_ROWS; i++) {
         uint64_t count = stat64_get(&s->stats.latency[i]);
@@ -176,6 +179,24 @@ static void fill_sizes(RwpState *s, RwpInfo *info)
                      (sizeof(s->mem->chunk_modes[0]) + sizeof(s->pins[0]));
 }
 
+/* What else is used of the host, and what bounds it */
+static void fill_resources(RwpState *s, RwpInfo *info)
+{
+    RwpResources *r = g_new0(RwpResources, 1);
+    uint64_t window = MAX(s->readahead / s->mem->page_size, 1);
+    uint64_t batch = MAX(RWP_BATCH_BYTES, s->mem->page_size);
+
+    r->fetches = qatomic_read(&s->stats.fetch_running);
+    r->peak_fetches = stat64_get(&s->stats.fetch_peak);
+    r->max_fetches = s->max_fetches;
+    r->queued = qatomic_read(&s->stats.fetch_queued);
+    r->buffers = qatomic_read(&s->stats.buffer_bytes);
+    r->max_buffers = s->max_fetches * rwp_state_page_bytes(s, window) +
+                     RWP_JOB_PARALLEL * batch;
+    r->checksums = rwp_checksums_bytes(s->checksums);
+    info->resources = r;
+}
+
 static void add_info(RwpState *s, void *opaque)
 {
     RwpInfoList **list = opaque;
@@ -190,12 +211,14 @@ static void add_info(RwpState *s, void *opaque)
     info->interval = rwp_scanner_ever(s->scanner) ?
                      rwp_scanner_interval(s->scanner) : s->default_interval;
     info->store = s->store ? g_strdup(rwp_store_node_name(s->store)) : NULL;
+    info->checksum = s->checksums != NULL;
     info->job = s->job ? g_strdup(s->job->id) : NULL;
     fill_sizes(s, info);
     fill_cycle(s, info);
     fill_ages(s, info);
     fill_evict(s, info);
     fill_fetch(s, info);
+    fill_resources(s, info);
     QAPI_LIST_PREPEND(*list, info);
 }
 

@@ -42,6 +42,7 @@
 #include "qemu/coroutine.h"
 #include "qemu/cutils.h"
 #include "block/thread-pool.h"
+#include "checksum.h"
 #include "guard.h"
 #include "inject.h"
 #include "scan.h"
@@ -212,15 +213,19 @@ static void take_run(void *opaque, uint64_t first, uint64_t count)
     }
 }
 
-static void find_zero_pages(RwpState *s, RwpBatch *batch)
+/* Which pages are zero, and the checksums of the others */
+static void look_at_content(RwpState *s, RwpBatch *batch)
 {
     bitmap_zero(batch->zero, batch->count);
     for (uint64_t i = find_first_bit(batch->wanted, batch->count);
          i < batch->count;
          i = find_next_bit(batch->wanted, batch->count, i + 1)) {
-        if (buffer_is_zero(batch->buf + i * s->mem->page_size,
-                           s->mem->page_size)) {
+        const uint8_t *content = batch->buf + i * s->mem->page_size;
+
+        if (buffer_is_zero(content, s->mem->page_size)) {
             set_bit(i, batch->zero);
+        } else if (s->checksums) {
+            rwp_checksums_set(s->checksums, batch->first + i, content);
         }
     }
 }
@@ -268,7 +273,7 @@ static int take_worker(void *opaque)
     if (take->s->mem->pager->stays) {
         foreach_wanted_run(take->batch, 0, take->batch->count, take_run, take);
     }
-    find_zero_pages(take->s, take->batch);
+    look_at_content(take->s, take->batch);
     return 0;
 }
 

@@ -23,6 +23,7 @@
 #include "system/hostmem.h"
 #include "system/runstate.h"
 #include "system/runstate-action.h"
+#include "checksum.h"
 #include "fault.h"
 #include "guard.h"
 #include "migrate.h"
@@ -260,6 +261,10 @@ void rwp_state_settle(RwpState *s)
     if (s->job || rwp_pages_away(s->pages) || rwp_peek_busy(s)) {
         return;
     }
+    for (uint64_t page = 0; page < s->mem->nb_pages;
+         page += s->mem->chunk_pages) {
+        rwp_checksums_trim(s->checksums, page);
+    }
     rwp_guard_leave(s);
     if (s->store && !s->store_is_own) {
         /* Closing can run bottom halves, and so come here again */
@@ -341,11 +346,17 @@ RwpState *rwp_state_new(RAMBlock *rb, const RwpConfig *config, Error **errp)
     if (!s->pages) {
         goto fail_ages;
     }
+    if (config->checksum) {
+        s->checksums = rwp_checksums_new(s->pages, s->mem->nb_pages,
+                                         s->mem->chunk_pages,
+                                         s->mem->page_size);
+    }
     s->pins = g_new0(unsigned, rwp_memory_nb_chunks(s->mem));
     s->id = g_strdup(config->id);
     s->thp = config->thp;
     s->default_interval = config->interval;
     s->readahead = config->readahead;
+    s->max_fetches = config->max_fetches;
     rwp_batch_list_init(&s->batches);
     s->settle_bh = qemu_bh_new(settle_bh, s);
     s->shutdown_notifier.notify = state_shutdown;
@@ -401,6 +412,7 @@ void rwp_state_free(RwpState *s)
     rwp_guard_leave(s);
     qemu_bh_delete(s->settle_bh);
     rwp_batch_list_destroy(&s->batches);
+    rwp_checksums_free(s->checksums);
     rwp_pages_free(s->pages);
     rwp_ages_free(s->ages);
     rwp_peek_free(s->peek);

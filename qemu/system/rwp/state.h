@@ -33,6 +33,7 @@
 /* Rows of the latency histogram; row n counts [2^n, 2^(n+1)) ns */
 #define RWP_LATENCY_ROWS 40
 
+typedef struct RwpChecksums RwpChecksums;
 typedef struct RwpStore RwpStore;
 typedef struct RwpFaults RwpFaults;
 typedef struct RwpScanner RwpScanner;
@@ -56,7 +57,12 @@ typedef struct RwpStats {
     Stat64 zero_filled;
     Stat64 dropped;
     Stat64 fetch_errors;        /* requests */
+    Stat64 fetch_corrupt;
     unsigned fetch_waiting;     /* touched pages, now */
+    unsigned fetch_queued;      /* the same */
+    unsigned fetch_running;     /* requests, now */
+    Stat64 fetch_peak;          /* the most of these */
+    size_t buffer_bytes;        /* of fetches and jobs, now */
     Stat64 latency[RWP_LATENCY_ROWS];
 } RwpStats;
 
@@ -67,6 +73,8 @@ struct RwpState {
     RwpMemory *mem;
     RwpPages *pages;
     RwpAges *ages;
+    RwpChecksums *checksums;    /* or NULL */
+    uint32_t max_fetches;
     char *own_store;            /* by property, or NULL */
     RwpThp thp;
     uint32_t default_interval;

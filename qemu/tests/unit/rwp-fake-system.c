@@ -9,6 +9,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/coroutine.h"
+#include "qemu/cutils.h"
 #include "qemu/main-loop.h"
 #include "qemu/rcu.h"
 #include "qapi/error.h"
@@ -45,6 +46,7 @@ static struct {
     QemuMutex lock;             /* for everything here */
     uint8_t *data;
     uint64_t size;
+    uint64_t corrupt;           /* a page, or FAKE_ANY */
     Side sides[FAKE_STORE__MAX];
 } store;
 
@@ -102,6 +104,12 @@ void fake_store_request(FakeStoreOp op, uint64_t nr, uint64_t *first,
     *count = request->bytes / FAKE_PAGE_SIZE;
 }
 
+void fake_store_corrupt(uint64_t page, bool corrupt)
+{
+    QEMU_LOCK_GUARD(&store.lock);
+    store.corrupt = corrupt ? page : FAKE_ANY;
+}
+
 bool fake_store_has(uint64_t page, uint64_t value)
 {
     QEMU_LOCK_GUARD(&store.lock);
@@ -143,7 +151,12 @@ static int coroutine_fn store_request(FakeStoreOp op, int64_t offset,
         return side->err;
     }
     if (op == FAKE_STORE_READ) {
+        uint64_t corrupt = store.corrupt * FAKE_PAGE_SIZE - offset;
+
         qemu_iovec_from_buf(qiov, 0, store.data + offset, bytes);
+        if (store.corrupt != FAKE_ANY && corrupt < bytes) {
+            qemu_iovec_from_buf(qiov, corrupt + FAKE_PAGE_SIZE - 1, "!", 1);
+        }
     } else {
         qemu_iovec_to_buf(qiov, 0, store.data + offset, bytes);
     }
@@ -190,6 +203,7 @@ BlockDriverState *fake_store_new(const char *node_name, uint64_t size)
     GLOBAL_STATE_CODE();
 
     store.size = size;
+    store.corrupt = FAKE_ANY;
     store.data = g_malloc(size);
     /* Nothing that a page could have */
     memset(store.data, 0xdd, size);
@@ -313,6 +327,7 @@ void qapi_event_send_rwp_store_error(const char *id, const char *node_name,
     GLOBAL_STATE_CODE();
     fake_system.store_errors++;
     fake_system.last_operation = operation;
+    pstrcpy(fake_system.last_reason, sizeof(fake_system.last_reason), reason);
 }
 
 void qapi_event_send_rwp_cycle(const char *id, int64_t cycle, uint64_t hot,

@@ -134,6 +134,9 @@ BlockDriverState *fake_store_new(const char *node_name, uint64_t size);
 /** fake_store_fail: have the next @times requests of @op fail. */
 void fake_store_fail(FakeStoreOp op, uint64_t times, int err);
 
+/** fake_store_corrupt: reads return something else for @page, or not. */
+void fake_store_corrupt(uint64_t page, bool corrupt);
+
 /**
  * fake_store_close_gate: requests of @op wait from now on.
  * fake_store_pass: let the @nb oldest pass that did not yet.
@@ -167,6 +170,7 @@ typedef struct FakeSystem {
     int discards_required;
     unsigned store_errors;      /* events */
     int last_operation;         /* of the last of these */
+    char last_reason[80];       /* the same */
     unsigned cycles;            /* events */
     ShutdownCause shutdown;     /* was requested, and nobody heard of it */
     unsigned kicks;             /* of vCPUs */

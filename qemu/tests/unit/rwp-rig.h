@@ -55,6 +55,9 @@ static inline bool rig_stays(Rig *rig)
     return rig->kind->backing == RWP_BACKING_MEMFD;
 }
 
+/* Reads for touched pages at a time */
+#define RIG_FETCHES 32
+
 /** rig_new: @kind, with a store, readahead of @readahead pages. */
 Rig *rig_new(const RigKind *kind, uint64_t readahead);
 
@@ -73,6 +76,9 @@ void rig_quiet(Rig *rig);
 /** rig_fill, rig_check: write to pages; expect the same content. */
 void rig_fill(uint64_t first, uint64_t count);
 void rig_check(Rig *rig, uint64_t first, uint64_t count);
+
+/** rig_check_but: the same, without @but, and pages may be on the way. */
+void rig_check_but(Rig *rig, uint64_t first, uint64_t count, uint64_t but);
 
 /** rig_count: number of pages in @state. */
 uint64_t rig_count(Rig *rig, RwpPage state);

@@ -83,12 +83,19 @@ static void test_many(const RigKind *kind)
         touches[i] = fake_touch_start(2 * i, 0);
     }
     RIG_WAIT(rig_count(rig, RWP_PAGE_FETCHING) == MANY);
-    g_assert_cmpuint(fake_store_waiting(FAKE_STORE_READ), <, MANY);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == RIG_FETCHES);
+    g_assert_cmpuint(qatomic_read(&rig->s->stats.fetch_running), ==,
+                     RIG_FETCHES);
+    g_assert_cmpuint(qatomic_read(&rig->s->stats.fetch_queued), ==,
+                     MANY - RIG_FETCHES);
+    g_assert_cmpuint(qatomic_read(&rig->s->stats.buffer_bytes), ==,
+                     RIG_FETCHES * FAKE_PAGE_SIZE);
     fake_store_open_gate(FAKE_STORE_READ);
     for (int i = 0; i < MANY; i++) {
         g_assert_cmphex(fake_touch_end(touches[i]), ==, rig_value(2 * i));
     }
     g_assert_cmpuint(fake_store_requests(FAKE_STORE_READ), ==, MANY);
+    g_assert_cmpuint(stat64_get(&rig->s->stats.fetch_peak), ==, RIG_FETCHES);
     rig_check(rig, 0, 2 * MANY);
     rig_free(rig);
 }
