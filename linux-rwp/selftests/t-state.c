@@ -8,6 +8,7 @@
 #include "rwp.h"
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -301,16 +302,31 @@ static void migrate(enum kind kind)
 	CHECK(hot(m.p), "no trap");
 }
 
+/* Faults that reading all of it takes */
+static long faults_of_reading(struct mem *m)
+{
+	struct rusage before, after;
+
+	getrusage(RUSAGE_THREAD, &before);
+	for (int i = 0; i < NPAGES; i++)
+		(void)((volatile char *)m->p)[i * m->psz];
+	getrusage(RUSAGE_THREAD, &after);
+	return after.ru_minflt - before.ru_minflt;
+}
+
 static void mremap_noevent(enum kind kind)
 {
 	struct mem m = mem_new(kind, RW);
 	char *to;
+	long n;
 
 	arm_even(&m, 0);
 	to = mmap(NULL, 2 * m.len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	to = (char *)(((uintptr_t)to + m.len - 1) & ~(m.len - 1));
 	CHECK(mremap(m.p, m.len, m.len, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to, "%m");
 	m.p = to;
+	n = faults_of_reading(&m);
+	CHECK(n < NPAGES / 2, "%ld faults: left inaccessible", n);
 	CHECK(!vmflag(m.p, "ur"), "still registered");
 	child_plain(&m, "mremap");
 	for (int i = 0; i < NPAGES; i++)
@@ -488,6 +504,16 @@ static void ksm_merge(enum kind kind)
 	set("/sys/kernel/mm/ksm/run", "2");
 }
 
+static __u64 frame(void *p)
+{
+	__u64 e = 0;
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+
+	CHECK(pread(fd, &e, 8, (uintptr_t)p / 4096 * 8) == 8, "%m");
+	close(fd);
+	return e & ((1ull << 55) - 1);
+}
+
 /* Unmerging is no access, and must not wait for userspace */
 static void ksm_unmerge(enum kind kind)
 {
@@ -501,8 +527,11 @@ static void ksm_unmerge(enum kind kind)
 	EQ(rwprotect(fd, m.p, m.len, M_RWP), 0);
 	CHECK(set("/sys/kernel/mm/ksm/run", "2"), "unmerge: %m");
 	EQ(get("/sys/kernel/mm/ksm/pages_sharing"), 0);
-	for (int i = 0; i < NPAGES; i++)
+	for (int i = 0; i < NPAGES; i++) {
 		CHECK(armed(m.p + i * 4096), "page %d lost its state", i);
+		CHECK(!i || frame(m.p + i * 4096) != frame(m.p),
+		      "page %d is shared still", i);
+	}
 	handler_start(&h, fd, 4096);
 	for (int i = 0; i < NPAGES; i++)
 		EQ(m.p[i * 4096], 7);

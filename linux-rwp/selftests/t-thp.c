@@ -91,6 +91,8 @@ static void partial(enum kind kind)
 	EQ(rwprotect(fd, p, 4096, 0), 0);
 	CHECK(hot(p) && armed(p + 4096), "partial disarm");
 	EQ(p[0], 1);
+	EQ(((volatile char *)p)[8192], 0);
+	CHECK(hot(p + 8192) && armed(p + 4096), "no trap");
 }
 
 static void split(enum kind kind)
@@ -141,6 +143,8 @@ static void zero(enum kind kind)
 	all_armed(p, "huge zero page");
 	EQ(rwprotect(fd, p, 4096, 0), 0);	/* splits */
 	CHECK(hot(p) && armed(p + 4096), "split huge zero page");
+	EQ(((volatile char *)p)[12288], 0);
+	CHECK(hot(p + 12288), "no trap when read");
 	p[4096] = 1;
 	EQ(p[4097], 0);
 	CHECK(hot(p + 4096) && armed(p + 8192), "no trap");
