@@ -354,6 +354,51 @@ static void scan_wp(enum kind kind)
 	EQ(scan(&m, S_CHECK_WPASYNC, C_PRESENT), -EPERM);
 }
 
+static unsigned int scan_pages(struct mem *m, __u64 mask, __u64 return_mask)
+{
+	struct s_region r[NPAGES];
+	struct s_arg a = {
+		.size = sizeof(a), .start = (uintptr_t)m->p,
+		.end = (uintptr_t)m->p + m->len, .vec = (uintptr_t)r,
+		.vec_len = NPAGES, .category_mask = mask, .return_mask = return_mask,
+	};
+	int fd = open("/proc/self/pagemap", O_RDONLY), n;
+	unsigned int pages = 0;
+
+	n = ioctl(fd, U_PAGEMAP_SCAN, &a);
+	CHECK(n >= 0, "%m");
+	close(fd);
+	for (int i = 0; i < n; i++)
+		for (__u64 p = r[i].start; p < r[i].end; p += m->psz)
+			pages |= 1u << (p - (uintptr_t)m->p) / m->psz;
+	return pages;
+}
+
+/*
+ * The scan that asks for nothing but what was accessed goes a way of its own.
+ * It has to say the same of pages that are: not there, accessed, armed, swapped
+ * out accessed, swapped out armed.
+ */
+static void scan_ways(enum kind kind)
+{
+	struct mem m = mem_new(kind, RW);
+	int fd = uffd_open(F_RWP | F_RWP_ASYNC);
+	unsigned int hot_pages = 0xea;
+
+	EQ(reg(fd, m.p, m.len, R_RWP), 0);
+	for (int i = 1; i < NPAGES; i++)
+		memset(m.p + i * m.psz, i, 4096);
+	EQ(rwprotect(fd, m.p, m.len, M_RWP), 0);
+	for (int i = 1; i < NPAGES; i++)
+		if (hot_pages & 1u << i)
+			m.p[i * m.psz] = 1;
+	if (kind == ANON)
+		for (int n = 0; n < 50 && !(cat(m.p + 4 * m.psz, m.psz) & C_SWAPPED); n++)
+			madvise(m.p + 3 * m.psz, 3 * m.psz, 21);	/* MADV_PAGEOUT */
+	EQ(scan_pages(&m, C_ACCESSED, C_ACCESSED), hot_pages);
+	EQ(scan_pages(&m, C_ACCESSED, C_ACCESSED | C_PRESENT | C_SWAPPED), hot_pages);
+}
+
 static void fault_around(enum kind kind)
 {
 	struct mem m = mem_new(kind, RW);
@@ -442,6 +487,7 @@ static const struct test tests[] = {
 	{ "async-one-fault", async_one_fault,
 	  K(ANON) | K(SHMEM) | K(SHMEM_PRIV) | K(HUGETLB) },
 	{ "scan-matrix", scan_matrix, ALL_KINDS },
+	{ "scan-ways", scan_ways, ALL_KINDS },
 	{ "scan-wp", scan_wp, ALL_KINDS },
 	{ "fault-around", fault_around, K(SHMEM) | K(SHMEM_PRIV) },
 	{ "zeropage", zeropage },
