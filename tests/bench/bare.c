@@ -11,7 +11,8 @@
  *   bare read  STORE OFFSET BYTES REQUEST
  *                                        sequential requests
  *
- * With "-d" before all of these, the store is opened with O_DIRECT.
+ * With "-d" before all of these, the store is opened with O_DIRECT.  For
+ * "touch", the store may be "nbd:" and the path of an NBD server's socket.
  *
  * Prints lines of a name and a number; "touch" also writes the ticks of each
  * touch to the file RAW, as 32-bit numbers: of pages that are away first,
@@ -25,6 +26,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +36,9 @@
 #include <time.h>
 #include <unistd.h>
 #include <linux/userfaultfd.h>
+#ifdef BARE_LIBNBD
+#include <libnbd.h>
+#endif
 #include "order.h"
 
 /* include/uapi/linux/userfaultfd.h and fs.h of Linux 6.7 */
@@ -173,10 +178,50 @@ static void cycle(size_t size)
 
 struct handler {
     int uffd;
-    int store;
+    int store;                  /* -1 if it is behind NBD */
+    struct nbd_handle *nbd;
     uint64_t offset;
     uint8_t *memory;
 };
+
+#ifdef BARE_LIBNBD
+
+static struct nbd_handle *connect_nbd(const char *socket)
+{
+    struct nbd_handle *nbd = nbd_create();
+
+    if (!nbd || nbd_connect_unix(nbd, socket) < 0) {
+        errx(1, "%s: %s", socket, nbd_get_error());
+    }
+    return nbd;
+}
+
+static void read_page(struct handler *handler, uint8_t *page, uint64_t offset)
+{
+    if (handler->nbd) {
+        if (nbd_pread(handler->nbd, page, BENCH_PAGE, offset, 0) < 0) {
+            errx(1, "read of the store: %s", nbd_get_error());
+        }
+    } else if (pread(handler->store, page, BENCH_PAGE, offset) != BENCH_PAGE) {
+        err(1, "read of the store");
+    }
+}
+
+#else
+
+static struct nbd_handle *connect_nbd(const char *socket)
+{
+    errx(1, "%s: built without libnbd", socket);
+}
+
+static void read_page(struct handler *handler, uint8_t *page, uint64_t offset)
+{
+    if (pread(handler->store, page, BENCH_PAGE, offset) != BENCH_PAGE) {
+        err(1, "read of the store");
+    }
+}
+
+#endif
 
 /* Ends with the process */
 static void *handle_faults(void *opaque)
@@ -196,9 +241,7 @@ static void *handle_faults(void *opaque)
         }
         copy.dst = msg.arg.pagefault.address & -(uint64_t)BENCH_PAGE;
         offset = handler->offset + copy.dst - (uintptr_t)handler->memory;
-        if (pread(handler->store, page, BENCH_PAGE, offset) != BENCH_PAGE) {
-            err(1, "read of the store");
-        }
+        read_page(handler, page, offset);
         if (ioctl(handler->uffd, UFFDIO_COPY, &copy) < 0) {
             err(1, "UFFDIO_COPY");
         }
@@ -242,9 +285,11 @@ static void touch(const char *store, uint64_t offset, uint32_t pages,
                   uint32_t seed, const char *raw_name)
 {
     size_t size = (size_t)pages * BENCH_PAGE;
+    bool nbd = !strncmp(store, "nbd:", 4);
     struct handler handler = {
         .uffd = open_uffd(UFFD_FEATURE_MISSING_SHMEM),
-        .store = open_store(store, O_RDONLY),
+        .store = nbd ? -1 : open_store(store, O_RDONLY),
+        .nbd = nbd ? connect_nbd(store + 4) : NULL,
         .offset = offset,
         .memory = guest_memory(size),
     };

@@ -15,15 +15,14 @@ from typing import Optional
 
 @dataclasses.dataclass
 class Figure:
-    """@goal and @goal_next are for the ratio, or for the value if there is
-    no peer; upper bounds, or lower ones if @more is better."""
+    """@goal is for the ratio, or for the value if there is no peer; an upper
+    bound, or a lower one if @more is better."""
     name: str
     unit: str
     ours: float
     peer: Optional[str] = None
     peer_value: Optional[float] = None
     goal: Optional[float] = None
-    goal_next: Optional[float] = None
     more: bool = False
     turns: int = 1
 
@@ -33,12 +32,13 @@ class Figure:
             return None
         return self.ours / self.peer_value
 
-    def meets(self, goal):
+    @property
+    def met(self):
         """None if there is no goal"""
         value = self.ours if self.peer is None else self.ratio
-        if goal is None or value is None:
+        if self.goal is None or value is None:
             return None
-        return value >= goal if self.more else value <= goal
+        return value >= self.goal if self.more else value <= self.goal
 
     def as_json(self):
         """All digits that mean anything"""
@@ -50,27 +50,21 @@ class Figure:
                 'peer_value': short(self.peer_value),
                 'ratio': short(self.ratio),
                 'better': 'more' if self.more else 'less',
-                'goal': self.goal, 'met': self.meets(self.goal),
-                'goal_next': self.goal_next,
-                'met_next': self.meets(self.goal_next),
-                'turns': self.turns}
+                'goal': self.goal, 'met': self.met, 'turns': self.turns}
 
     def row(self):
         """The cells of the table"""
-        def goal(value):
-            return '' if value is None else \
-                ('>= ' if self.more else '<= ') + f'{value:g}'
-
+        goal = '' if self.goal is None else \
+            ('>= ' if self.more else '<= ') + f'{self.goal:g}'
         ratio = '' if self.ratio is None else f'{self.ratio:.2f}'
         peer = '' if self.peer_value is None else f'{self.peer_value:.4g}'
-        met = {None: '', True: 'yes', False: 'NO'}[self.meets(self.goal)]
+        met = {None: '', True: 'yes', False: 'NO'}[self.met]
         return (self.name, self.unit, f'{self.ours:.4g}', peer,
-                self.peer or '', ratio, goal(self.goal), met,
-                goal(self.goal_next))
+                self.peer or '', ratio, goal, met)
 
 
 HEADER = ('figure', 'unit', 'ours', 'peer', 'the peer is', 'ratio', 'goal',
-          'met', 'next goal')
+          'met')
 
 
 class Report:
@@ -78,6 +72,7 @@ class Report:
 
     def __init__(self, about):
         self.figures = []
+        self.skipped = []       # what is missing, and why
         self.about = about | {
             'kernel': platform.release(), 'machine': platform.machine(),
             'cpus': os.cpu_count(),
@@ -101,6 +96,6 @@ class Report:
     def save(self, path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, 'w', encoding='utf-8') as file:
-            json.dump({'figures': [f.as_json() for f in self.figures]} |
-                      self.about, file, indent=2)
+            json.dump({'figures': [f.as_json() for f in self.figures],
+                       'skipped': self.skipped} | self.about, file, indent=2)
             file.write('\n')

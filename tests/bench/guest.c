@@ -9,13 +9,15 @@
  * an idle guest takes no time from what is measured; an NMI wakes it.
  *
  * Guest physical memory: the mailbox at 0x1000, the stack below 0x4000,
- * results from 1 MiB on.  tests/bench/machine.py knows these and
- * the layout of struct mailbox.
+ * results from 1 MiB on, lists of accesses from 16 MiB on.
+ * tests/bench/machine.py knows these and the layout of struct mailbox.
  */
 
 #include "order.h"
 
 #define RESULTS ((volatile uint32_t *)0x100000)
+#define LIST ((volatile uint32_t *)0x1000000)
+#define LIST_WRITE 0x80000000
 #define MAILBOX ((volatile struct mailbox *)0x1000)
 
 /*
@@ -32,13 +34,14 @@ enum {
     TOUCH,      /* read a word of each page; ticks of each to RESULTS */
     WRITE,      /* write a word of each page; ticks of all */
     FILL,       /* fill all pages with pseudo-random words */
+    REPLAY,     /* access pages as LIST says; a histogram to RESULTS */
 };
 
 struct mailbox {
     /* Written by the host, the command last */
     uint32_t command;
     uint32_t start;
-    uint32_t pages;         /* a power of two */
+    uint32_t pages;         /* a power of two; REPLAY: length of LIST */
     uint32_t seed;
     /* Written by the guest */
     uint32_t started;       /* commands */
@@ -139,6 +142,36 @@ static void fill(uint32_t pages, uint32_t seed)
     }
 }
 
+/*
+ * Each entry of LIST is the number of a page, and whether to write to it.
+ * RESULTS[n] is the number of accesses that took [2^n, 2^(n+1)) ticks, and
+ * RESULTS[32] and [33] the sum of ticks.
+ */
+static void replay(uint32_t length)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t i = 0; i < 34; i++) {
+        RESULTS[i] = 0;
+    }
+    for (uint32_t i = 0; i < length; i++) {
+        uint32_t entry = LIST[i];
+        volatile uint32_t *address = word(entry & ~LIST_WRITE);
+        uint32_t ticks = bench_ticks();
+
+        if (entry & LIST_WRITE) {
+            *address = i;
+        } else {
+            (void)*address;
+        }
+        ticks = (uint32_t)bench_ticks() - ticks;
+        sum += ticks;
+        RESULTS[31 - __builtin_clz(ticks | 1)]++;
+    }
+    RESULTS[32] = sum;
+    RESULTS[33] = sum >> 32;
+}
+
 static void run(uint32_t command)
 {
     uint32_t pages = MAILBOX->pages, seed = MAILBOX->seed;
@@ -152,6 +185,8 @@ static void run(uint32_t command)
         write_each(pages, seed);
     } else if (command == FILL) {
         fill(pages, seed);
+    } else if (command == REPLAY) {
+        replay(pages);
     }
     ticks = bench_ticks() - ticks;
     MAILBOX->ticks_low = ticks;

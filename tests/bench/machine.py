@@ -31,8 +31,10 @@ MIB = 1 << 20
 # Of struct mailbox and RESULTS in guest.c
 MAILBOX = 0x1000
 RESULTS = 0x100000
+LIST = 0x1000000
+LIST_WRITE = 1 << 31
 COMMAND, START, PAGES, SEED, STARTED, DONE, LOW, HIGH = range(8)
-TOUCH, WRITE, FILL = 1, 2, 3
+TOUCH, WRITE, FILL, REPLAY = range(1, 5)
 
 ROM_SIZE = 0x10000
 RESET = 0xfff0
@@ -59,20 +61,21 @@ def firmware():
 class Machine:
     """A context manager: at the end QEMU and its files are gone."""
 
-    def __init__(self, backend, size, args=()):
+    def __init__(self, backend, size, args=(), wrapper=()):
         """@backend: the -object option without id and size;
-        @size: bytes of memory above BASE"""
+        @size: bytes of memory above BASE; @wrapper: a command that QEMU's
+        is appended to"""
         self.size = size
         self.dir = tempfile.mkdtemp(prefix='rwp-bench-')
         self.vm = None
         self.qtest = None
         try:
-            self._launch(backend, args)
+            self._launch(backend, args, wrapper)
         except BaseException:
             self.close()
             raise
 
-    def _launch(self, backend, args):
+    def _launch(self, backend, args, wrapper):
         rom = os.path.join(self.dir, 'rom')
         with open(rom, 'wb') as file:
             file.write(firmware())
@@ -82,7 +85,7 @@ class Machine:
         ram = BASE + self.size
         self.vm = QEMUMachine(
             os.path.join(QEMU, 'qemu-system-x86_64'),
-            base_temp_dir=self.dir, qmp_timer=LIMIT, args=[
+            base_temp_dir=self.dir, qmp_timer=LIMIT, wrapper=wrapper, args=[
                 '-nodefaults', '-accel', 'tcg',
                 '-machine', 'pc,memory-backend=mem0', '-m', f'{ram // MIB}M',
                 '-object', f'{backend},id=mem0,size={ram}', '-bios', rom,
@@ -131,19 +134,25 @@ class Machine:
         self._qtest(f'writel 0x{MAILBOX + 4 * field:x} 0x{value:x}')
 
     @staticmethod
-    def _wait(condition, pause):
+    def _wait(condition, pause, meanwhile=None):
         limit = time.monotonic() + LIMIT
         while not condition():
             if time.monotonic() > limit:
                 raise TimeoutError('the guest does not answer')
+            if meanwhile:
+                meanwhile()
             time.sleep(pause)
 
-    def guest(self, command, size, seed=0):
+    def guest(self, command, size, seed=0, meanwhile=None):
         """Let the guest do @command with @size bytes from BASE on, a power of
-        two; returns the ticks it took. Seed 0: in sequence."""
+        two; returns the ticks it took. Seed 0: in sequence. @meanwhile is
+        called now and then."""
+        return self._guest(command, size // PAGE, seed, meanwhile)
+
+    def _guest(self, command, pages, seed, meanwhile):
         started, done = self._get(STARTED), self._get(DONE)
         self._set(START, BASE)
-        self._set(PAGES, size // PAGE)
+        self._set(PAGES, pages)
         self._set(SEED, seed)
         self._set(COMMAND, command)
 
@@ -154,8 +163,29 @@ class Machine:
             return self._get(STARTED) != started
 
         self._wait(has_started, 0.01)
-        self._wait(lambda: self._get(DONE) != done, 0.02)
+        self._wait(lambda: self._get(DONE) != done, 0.005 if meanwhile
+                   else 0.02, meanwhile)
         return self._get(HIGH) << 32 | self._get(LOW)
+
+    def replay(self, accesses, meanwhile=None):
+        """Access pages as the array @accesses says, see LIST in guest.c;
+        returns the ticks of all together, and the histogram."""
+        data = base64.b64encode(accesses.tobytes()).decode()
+        self._qtest(f'b64write 0x{LIST:x} 0x{len(accesses) * 4:x} {data}')
+        self._guest(REPLAY, len(accesses), 0, meanwhile)
+        data = self._qtest(f'b64read 0x{RESULTS:x} 0x{34 * 4:x}')
+        *rows, low, high = array.array('I', base64.b64decode(data))
+        return high << 32 | low, rows
+
+    def memory(self):
+        """The address of the memory above BASE in QEMU"""
+        for line in self.qmp('human-monitor-command', command_line='info '
+                             'ramblock').splitlines():
+            # The block of the backend is the largest
+            words = line.split()
+            if words[1:] and words[0].endswith('mem0'):
+                return int(words[-2], 16) + BASE
+        raise RuntimeError('info ramblock does not know mem0')
 
     def touch(self, size, seed):
         """Touch each page once; returns the ticks of each touch."""
@@ -185,6 +215,15 @@ class Machine:
         if job.get('error'):
             raise OSError(f'{command}: {job["error"]}')
         return seconds
+
+    def evict_bytes(self, size, target):
+        """Evict the oldest @size bytes, unless that is going on already."""
+        for job in self.qmp('query-jobs'):
+            if job['status'] != 'concluded':
+                return
+            self.qmp('job-dismiss', id=job['id'])
+        self.qmp('rwp-evict', job_id='keep', id='mem0', bytes=size,
+                 target=target)
 
     def next_cycle(self):
         """Wait for the end of the next cycle; returns its figures."""

@@ -4,9 +4,13 @@
 
 BENCH := $(B)/bench
 
+# With libnbd there is a peer for the store over NBD, too
+LIBNBD := $(shell pkg-config --silence-errors --cflags --libs libnbd && \
+    echo -DBARE_LIBNBD)
+
 $(BENCH)/bare: tests/bench/bare.c tests/bench/order.h
 	@mkdir -p $(@D)
-	$(CC) -O2 -g -Wall -Wextra -Werror -pthread -o $@ $<
+	$(CC) -O2 -g -Wall -Wextra -Werror -pthread -o $@ $< $(LIBNBD)
 
 # Firmware for a 32-bit processor without an operating system
 $(BENCH)/guest.elf: tests/bench/guest.c tests/bench/order.h
