@@ -62,8 +62,10 @@ def track(tap, host, guest):
     host.qmp('recipe', 'rwp-track-start', id='rwp0')
     wait_for('three cycles',
              lambda: info(host)['cycle']['completed'] >= 3)
-    backend = info(host)
-    tap.check(backend['tracking'] and SIZE > backend['hot'] > 0,
+    # On a busy host, the guest may do nothing for a cycle
+    backend = wait_for('a cycle with an access', lambda: next(
+        (one for one in (info(host),) if one['hot']), None))
+    tap.check(backend['tracking'] and backend['hot'] < SIZE,
               'tracking: the idle guest touches its mailbox only',
               f'{backend["hot"]} bytes hot, {backend["resident"]} resident')
 

@@ -99,7 +99,9 @@ def refusal(tap, host, case, paths):
 def main():
     enter()
     tap = Tap()
-    with Host() as host:
+    # No guest runs. As another user, who may not open /dev/kvm though QEMU can
+    # when it is asked, libvirtd would ask QEMU anew for each command.
+    with Host('root') as host:
         paths = {'store': host.image('store.raw', RAM),
                  'small': host.image('small.raw', RAM - MIB)}
         for case in CASES:
