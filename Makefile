@@ -65,8 +65,8 @@ refresh-patches: configured
 SUITES := tree unit qtest upstream integration harness
 HELP_PARTS :=
 
--include linux-rwp/rules.mk libvirt/rules.mk tests/bench/rules.mk \
-    tests/vm/rules.mk demo/rules.mk
+-include linux-rwp/rules.mk libvirt/rules.mk tests/vm/rules.mk \
+    tests/bench/rules.mk demo/rules.mk
 
 # -- tests ------------------------------------------------------------------
 

@@ -28,6 +28,13 @@ $(BENCH)/guest.bin: $(BENCH)/guest.elf
 bench: qemu $(BENCH)/bare $(BENCH)/guest.bin
 	@$(PYTHON) tests/bench/run $(BENCHFLAGS)
 
+# The trackers, and what there is without userfaultfd, on a kernel with RWP;
+# KERNEL as in tests/vm/rules.mk
+.PHONY: bench-vm
+bench-vm: qemu $(VM_NEEDS)
+	@tests/vm/run --kernel $(VM_KERNEL) --memory 1500M --timeout 3600 -- \
+	    tests/bench/vm $(BENCHFLAGS)
+
 .PHONY: clean-bench
 clean-bench:
 	rm -rf $(BENCH)

@@ -25,6 +25,7 @@
 #include "stage.h"
 #include "store.h"
 #include "trace.h"
+#include "uapi.h"
 
 /* Requests of one batch in flight at a time, if its pages are scattered */
 #define WRITES_PARALLEL 8
@@ -380,6 +381,14 @@ bool rwp_evict_start(RwpState *s, const RwpEvictOptions *options,
 
     GLOBAL_STATE_CODE();
 
+    if (s->mem->tracker->type == RWP_TRACKER_TYPE_ZAP &&
+        (s->mem->features & UFFD_FEATURE_RWP)) {
+        /* It does not let a hold take write protection away (EBUSY) */
+        error_setg(errp, "memory-backend-rwp '%s': tracker=zap can only "
+                   "track on this host kernel; evicting needs tracker=rwp, "
+                   "which the kernel has", s->id);
+        return false;
+    }
     if (!rwp_migrate_may_evict(s, errp) || !rwp_state_start(s, errp) ||
         !rwp_guard_enter(s, errp)) {
         rwp_state_settle(s);
