@@ -11,10 +11,14 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/bswap.h"
+#include <elf.h>
+#include <sys/un.h>
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "libqos/virtio-pci.h"
 #include "standard-headers/linux/virtio_blk.h"
+#include "standard-headers/linux/virtio_mem.h"
 #include "rwp/rwp-helpers.h"
 #include "rwp/rwp-slow-file.h"
 
@@ -312,6 +316,384 @@ static void test_dma_mutation(const void *opaque)
     unsetenv("RWP_INJECT");
 }
 
+/* -- who reads all of the memory ------------------------------------------ */
+
+static void expect_file(const char *dir, const char *name, uint64_t offset,
+                        uint64_t seed)
+{
+    g_autofree char *path = g_build_filename(dir, name, NULL);
+    g_autofree char *found = NULL;
+    g_autofree void *wanted = g_malloc(SIZE);
+    gsize length;
+
+    g_assert_true(g_file_get_contents(path, &found, &length, NULL));
+    g_assert_cmpuint(length, >=, offset + SIZE);
+    rwp_pattern(wanted, START, SIZE, seed);
+    g_assert_cmpint(memcmp(found + offset, wanted, SIZE), ==, 0);
+}
+
+/* Where the memory at START is in an ELF core file; elf(5) */
+static uint64_t core_offset(const char *dir, const char *name)
+{
+    g_autofree char *path = g_build_filename(dir, name, NULL);
+    g_autofree char *core = NULL;
+    Elf64_Ehdr *header;
+    Elf64_Phdr *segments;
+
+    g_assert_true(g_file_get_contents(path, &core, NULL, NULL));
+    header = (Elf64_Ehdr *)core;
+    g_assert_cmpint(header->e_ident[EI_CLASS], ==, ELFCLASS64);
+    segments = (Elf64_Phdr *)(core + header->e_phoff);
+    for (int i = 0; i < header->e_phnum; i++) {
+        if (segments[i].p_type == PT_LOAD &&
+            START - segments[i].p_paddr < segments[i].p_filesz) {
+            return segments[i].p_offset + START - segments[i].p_paddr;
+        }
+    }
+    g_assert_not_reached();
+}
+
+static void test_dump(const void *variant)
+{
+    g_autofree char *protocol = NULL;
+    VM_TEST(variant, "", "");
+
+    protocol = g_strdup_printf("file:%s/core", vm->dir);
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_evict(vm, START, SIZE);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'dump-guest-memory', "
+                             "'arguments': { 'paging': false, "
+                             "'protocol': %s } }", protocol);
+    qtest_qmp_eventwait(vm->qts, "DUMP_COMPLETED");
+    expect_file(vm->dir, "core", core_offset(vm->dir, "core"), 1);
+
+    /* In a thread of its own */
+    rwp_evict(vm, START, SIZE);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'dump-guest-memory', "
+                             "'arguments': { 'paging': false, "
+                             "'protocol': %s, 'detach': true } }", protocol);
+    qtest_qmp_eventwait(vm->qts, "DUMP_COMPLETED");
+    expect_file(vm->dir, "core", core_offset(vm->dir, "core"), 1);
+    rwp_vm_free(vm);
+}
+
+static void test_memsave(const void *variant)
+{
+    static const char *const commands[] = { "memsave", "pmemsave" };
+    g_autofree char *path = NULL;
+    VM_TEST(variant, "", "");
+
+    path = g_build_filename(vm->dir, "saved", NULL);
+    rwp_fill(vm, START, SIZE, 1);
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        rwp_evict(vm, START, SIZE);
+        /* The CPU has not turned paging on */
+        qtest_qmp_assert_success(vm->qts, "{ 'execute': %s, 'arguments': { "
+                                 "'val': %" PRIu64 ", 'size': %" PRIu64 ", "
+                                 "'filename': %s } }", commands[i],
+                                 (uint64_t)START, (uint64_t)SIZE, path);
+        expect_file(vm->dir, "saved", 0, 1);
+    }
+    rwp_vm_free(vm);
+}
+
+/* A packet to the stub, and the answer; GDB manual, "Remote Protocol" */
+static char *gdb_ask(int fd, const char *packet)
+{
+    g_autofree char *out = NULL;
+    GString *answer = g_string_new(NULL);
+    uint8_t sum = 0;
+    char c;
+
+    for (const char *p = packet; *p; p++) {
+        sum += *p;
+    }
+    out = g_strdup_printf("$%s#%02x", packet, sum);
+    g_assert_cmpint(write(fd, out, strlen(out)), ==, strlen(out));
+    while (read(fd, &c, 1) == 1 && c != '#') {
+        g_string_append_c(answer, c);
+    }
+    g_assert_cmpint(read(fd, out, 2), ==, 2);
+    g_assert_cmpint(write(fd, "+", 1), ==, 1);
+    /* "+" for our packet, and "$" */
+    g_string_erase(answer, 0, 2);
+    return g_string_free(answer, false);
+}
+
+static void test_gdb(const void *variant)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    uint64_t word = 0;
+    RwpVM *vm;
+    int fd;
+
+    if (rwp_skip(variant)) {
+        return;
+    }
+    vm = rwp_vm_guest(variant, "-chardev socket,id=gdb,server=on,wait=off,"
+                      "path=%s/gdb -gdb chardev:gdb");
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_evict(vm, START, SIZE);
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s/gdb", vm->dir);
+    fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    g_assert_cmpint(connect(fd, (void *)&address, sizeof(address)), ==, 0);
+    for (uint64_t pos = START; pos < START + SIZE; pos += SIZE / 16) {
+        g_autofree char *ask = g_strdup_printf("m%" PRIx64 ",8", pos);
+        g_autofree char *wanted = NULL;
+        g_autofree char *found = gdb_ask(fd, ask);
+
+        rwp_pattern(&word, pos, sizeof(word), 1);
+        wanted = g_strdup_printf("%016" PRIx64, bswap64(word));
+        g_assert_cmpstr(found, ==, wanted);
+    }
+    close(fd);
+    rwp_check(vm, START, SIZE, 1);
+    rwp_vm_free(vm);
+}
+
+static void test_dirty_rate(const void *variant)
+{
+    VM_TEST(variant, "", "");
+
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_evict(vm, START, SIZE);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'calc-dirty-rate', "
+                             "'arguments': { 'calc-time': 1, "
+                             "'sample-pages': 4096 } }");
+    for (;;) {
+        QDict *response = qtest_qmp_assert_success_ref(vm->qts,
+            "{ 'execute': 'query-dirty-rate' }");
+        bool measured = g_str_equal(qdict_get_str(response, "status"),
+                                    "measured");
+
+        qobject_unref(response);
+        if (measured) {
+            break;
+        }
+        qtest_clock_step(vm->qts, 100 * 1000 * 1000);
+        g_usleep(RWP_POLL_US);
+    }
+    rwp_check(vm, START, SIZE, 1);
+    rwp_vm_free(vm);
+}
+
+/* -- memory that comes and goes -------------------------------------------- */
+
+#define DIMM_BYTES (32 * MiB)
+
+static void add_backend(RwpVM *vm, const char *id, uint64_t size)
+{
+    g_autofree char *output = qtest_hmp(vm->qts, "object_add "
+        "memory-backend-rwp,id=%s,size=%" PRIu64 "%s%s", id, size,
+        *vm->variant->options ? "," : "", vm->variant->options);
+
+    if (strstr(output, "Error")) {
+        g_error("%s", output);
+    }
+}
+
+static void evict_from(RwpVM *vm, const char *id, uint64_t offset,
+                       uint64_t length)
+{
+    g_autofree char *error = NULL;
+
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'rwp-evict', 'arguments': { 'job-id': 'job0', "
+        "'id': %s, 'target': 'other', 'ranges': [ " RWP_RANGE " ] } }", id,
+        offset, length);
+    error = rwp_job_finish(vm, "job0");
+    g_assert_cmpstr(error, ==, NULL);
+}
+
+static uint64_t evicted_of(RwpVM *vm, const char *id)
+{
+    QDict *response = qtest_qmp(vm->qts, "{ 'execute': 'query-rwp', "
+                                "'arguments': { 'id': %s } }", id);
+    QList *list = qdict_get_qlist(response, "return");
+    uint64_t evicted = qdict_get_int(qobject_to(QDict, qlist_peek(list)),
+                                     "evicted");
+
+    qobject_unref(response);
+    return evicted;
+}
+
+#define MORE_MEMORY \
+    "-m slots=1,maxmem=2G -blockdev file,node-name=other,filename=%s/store1 "
+
+/* See docs/specs/acpi_mem_hotplug.rst of QEMU */
+#define HOTPLUG_SELECT 0xa00
+#define HOTPLUG_FLAGS 0xa14
+#define HOTPLUG_EJECT (1 << 3)
+
+static void test_dimm(const void *variant)
+{
+    const uint64_t address = 4 * GiB;
+    RwpVM *vm;
+
+    /* Huge pages are there for one backend */
+    if (!((const RwpVariant *)variant)->sees_untouched) {
+        g_test_skip("not for huge pages");
+        return;
+    }
+    if (rwp_skip(variant)) {
+        return;
+    }
+    vm = rwp_vm_new(variant, "", MORE_MEMORY);
+
+    for (int round = 0; round < 2; round++) {
+        add_backend(vm, "dimm", DIMM_BYTES);
+        qtest_qmp_assert_success(vm->qts, "{ 'execute': 'device_add', "
+            "'arguments': { 'driver': 'pc-dimm', 'id': 'dimm0', "
+            "'memdev': 'dimm' } }");
+        /* That the node is free again tells that the last one is gone */
+        rwp_fill(vm, address, SIZE, round);
+        evict_from(vm, "dimm", 0, DIMM_BYTES);
+        g_assert_cmpuint(evicted_of(vm, "dimm"), ==, SIZE);
+        rwp_check(vm, address, SIZE / 2, round);
+        g_assert_cmpuint(evicted_of(vm, "dimm"), >, 0);
+        rwp_expect_error(vm, GENERIC, "dimm", "{ 'execute': 'object-del', "
+                         "'arguments': { 'id': 'dimm' } }");
+
+        /* It goes with evicted pages; the guest agrees */
+        qtest_qmp_assert_success(vm->qts, "{ 'execute': 'device_del', "
+                                 "'arguments': { 'id': 'dimm0' } }");
+        qtest_outl(vm->qts, HOTPLUG_SELECT, 0);
+        qtest_outb(vm->qts, HOTPLUG_FLAGS, HOTPLUG_EJECT);
+        qtest_qmp_eventwait(vm->qts, "DEVICE_DELETED");
+        g_assert_cmpuint(evicted_of(vm, "dimm"), >, 0);
+        qtest_qmp_assert_success(vm->qts, "{ 'execute': 'object-del', "
+                                 "'arguments': { 'id': 'dimm' } }");
+    }
+    rwp_vm_free(vm);
+}
+
+/* A request to virtio-mem; virtio specification, 5.15.6 */
+static void mem_request(Driver *driver, uint16_t type, uint64_t address,
+                        uint16_t blocks)
+{
+    QTestState *qts = driver->vm->qts;
+    uint64_t buf = guest_alloc(&driver->alloc, 64);
+    uint32_t head;
+
+    qtest_memset(qts, buf, 0, 64);
+    qtest_writew(qts, buf, type);
+    qtest_writeq(qts, buf + 8, address);
+    qtest_writew(qts, buf + 16, blocks);
+    qtest_writew(qts, buf + 32, 0xffff);
+    head = qvirtqueue_add(qts, driver->vq, buf, 24, false, true);
+    qvirtqueue_add(qts, driver->vq, buf + 32, 10, true, false);
+    qvirtqueue_kick(qts, &driver->dev->vdev, driver->vq, head);
+    disk_wait(driver, head);
+    g_assert_cmpint(qtest_readw(qts, buf + 32), ==, VIRTIO_MEM_RESP_ACK);
+}
+
+static void test_virtio_mem(const void *variant)
+{
+    Driver driver;
+    uint64_t address, block;
+    RwpVM *vm;
+
+    if (!((const RwpVariant *)variant)->sees_untouched) {
+        g_test_skip("not for huge pages");
+        return;
+    }
+    if (rwp_skip(variant)) {
+        return;
+    }
+    vm = rwp_vm_new(variant, "", MORE_MEMORY);
+
+    add_backend(vm, "vmem", DIMM_BYTES);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'device_add', "
+        "'arguments': { 'driver': 'virtio-mem-pci', 'id': 'vmem0', "
+        "'memdev': 'vmem', 'requested-size': %" PRIu64 ", 'addr': '04.0', "
+        "'block-size': 2097152 } }", (uint64_t)SIZE);
+    driver_start(&driver, vm, 0);
+    block = qvirtio_config_readq(&driver.dev->vdev,
+                offsetof(struct virtio_mem_config, block_size));
+    address = qvirtio_config_readq(&driver.dev->vdev,
+                offsetof(struct virtio_mem_config, addr));
+    mem_request(&driver, VIRTIO_MEM_REQ_PLUG, address, SIZE / block);
+    rwp_fill(vm, address, SIZE, 1);
+    evict_from(vm, "vmem", 0, SIZE);
+    g_assert_cmpuint(evicted_of(vm, "vmem"), ==, SIZE);
+
+    /* What is unplugged is not kept, the rest is */
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'qom-set', 'arguments': "
+        "{ 'path': '/machine/peripheral/vmem0', "
+        "'property': 'requested-size', 'value': %" PRIu64 " } }",
+        (uint64_t)SIZE / 2);
+    mem_request(&driver, VIRTIO_MEM_REQ_UNPLUG, address, SIZE / 2 / block);
+    g_assert_cmpuint(evicted_of(vm, "vmem"), ==, SIZE / 2);
+    rwp_check(vm, address + SIZE / 2, SIZE / 2, 1);
+
+    /* Plugged again, it is empty */
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'qom-set', 'arguments': "
+        "{ 'path': '/machine/peripheral/vmem0', "
+        "'property': 'requested-size', 'value': %" PRIu64 " } }",
+        (uint64_t)SIZE);
+    mem_request(&driver, VIRTIO_MEM_REQ_PLUG, address, SIZE / 2 / block);
+    for (uint64_t pos = 0; pos < SIZE / 2; pos += 64 * KiB) {
+        g_assert_cmphex(qtest_readq(vm->qts, address + pos), ==, 0);
+    }
+    driver_stop(&driver);
+    rwp_vm_free(vm);
+}
+
+/* Queues of the balloon; virtio specification, 5.5.2 */
+#define REPORTING_QUEUE 3
+
+static void test_free_page_reporting(const void *variant)
+{
+    Driver driver;
+    uint32_t head;
+    VM_TEST(variant, "",
+            "-device virtio-balloon-pci,free-page-reporting=on," SLOT_4);
+
+    driver_start(&driver, vm, REPORTING_QUEUE);
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_evict(vm, START, SIZE);
+    head = qvirtqueue_add(vm->qts, driver.vq, START, SIZE / 2, true, false);
+    qvirtqueue_kick(vm->qts, &driver.dev->vdev, driver.vq, head);
+    disk_wait(&driver, head);
+    g_assert_cmpuint(rwp_get(vm, "evicted"), ==, SIZE / 2);
+    g_assert_cmpuint(rwp_get(vm, "fetch.dropped"), ==,
+                     SIZE / 2 / vm->variant->page_size);
+    rwp_check(vm, START + SIZE / 2, SIZE / 2, 1);
+    rwp_fill(vm, START, SIZE / 2, 2);
+    rwp_evict(vm, START, SIZE);
+    rwp_check(vm, START, SIZE / 2, 2);
+    rwp_check(vm, START + SIZE / 2, SIZE / 2, 1);
+    driver_stop(&driver);
+    rwp_vm_free(vm);
+}
+
+/* DMA in an iothread, from and to memory that is away */
+static void test_iothread(const void *variant)
+{
+    uint64_t from = START, to = START + SIZE / 2;
+    Driver driver;
+    VM_TEST(variant, "", "-object iothread,id=io "
+            "-blockdev file,node-name=disk,filename=%s/store1 "
+            "-device virtio-blk-pci,drive=disk,iothread=io," SLOT_4);
+
+    driver_start(&driver, vm, 0);
+    rwp_fill(vm, START, SIZE, 1);
+    for (uint64_t pos = 0; pos < 4 * DISK_BYTES; pos += DISK_BYTES) {
+        rwp_evict(vm, START, SIZE);
+        disk_wait(&driver, disk_request(&driver, true, pos, from + pos));
+        rwp_evict(vm, START, SIZE);
+        disk_wait(&driver, disk_request(&driver, false, pos, to + pos));
+    }
+    rwp_evict(vm, START, SIZE);
+    rwp_check(vm, from, SIZE / 2, 1);
+    for (uint64_t pos = 0; pos < 4 * DISK_BYTES; pos += DISK_BYTES) {
+        g_assert_true(disk_was_read(vm, to + pos, from + pos, 1));
+    }
+    rwp_check(vm, to + 4 * DISK_BYTES, SIZE / 2 - 4 * DISK_BYTES, 1);
+    driver_stop(&driver);
+    rwp_vm_free(vm);
+}
+
 static void add_tests(const char *name, void (*fn)(const void *opaque))
 {
     for (size_t i = 0; i < rwp_nb_variants; i++) {
@@ -328,6 +710,15 @@ int main(int argc, char **argv)
 
     add_tests("vhost-user", test_vhost_user);
     add_tests("pinning-comes", test_pinning_comes);
+    add_tests("dump", test_dump);
+    add_tests("memsave", test_memsave);
+    add_tests("gdb", test_gdb);
+    qtest_add_data_func("/rwp-neighbour/default/dirty-rate",
+                        RWP_DEFAULT_VARIANT, test_dirty_rate);
+    add_tests("dimm", test_dimm);
+    add_tests("virtio-mem", test_virtio_mem);
+    add_tests("free-page-reporting", test_free_page_reporting);
+    add_tests("iothread", test_iothread);
     add_tests("dma", test_dma);
     add_tests("dma-mutation", test_dma_mutation);
 
