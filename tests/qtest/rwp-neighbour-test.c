@@ -548,9 +548,7 @@ static void test_dimm(const void *variant)
         /* That the node is free again tells that the last one is gone */
         rwp_fill(vm, address, SIZE, round);
         evict_from(vm, "dimm", 0, DIMM_BYTES);
-        g_assert_cmpuint(evicted_of(vm, "dimm"), ==, SIZE);
         rwp_check(vm, address, SIZE / 2, round);
-        g_assert_cmpuint(evicted_of(vm, "dimm"), >, 0);
         rwp_expect_error(vm, GENERIC, "dimm", "{ 'execute': 'object-del', "
                          "'arguments': { 'id': 'dimm' } }");
 
@@ -560,7 +558,6 @@ static void test_dimm(const void *variant)
         qtest_outl(vm->qts, HOTPLUG_SELECT, 0);
         qtest_outb(vm->qts, HOTPLUG_FLAGS, HOTPLUG_EJECT);
         qtest_qmp_eventwait(vm->qts, "DEVICE_DELETED");
-        g_assert_cmpuint(evicted_of(vm, "dimm"), >, 0);
         qtest_qmp_assert_success(vm->qts, "{ 'execute': 'object-del', "
                                  "'arguments': { 'id': 'dimm' } }");
     }
