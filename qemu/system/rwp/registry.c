@@ -30,7 +30,11 @@ void rwp_registry_add(RwpState *s)
 
     QEMU_LOCK_GUARD(&registry_lock);
     QLIST_FOREACH(other, &registry, next) {
-        if (strcmp(other->id, s->id) > 0) {
+        /*
+         * Before one of the same ID: that was deleted, and is there until
+         * nobody can look at its memory any more.
+         */
+        if (strcmp(other->id, s->id) >= 0) {
             break;
         }
         last = other;
