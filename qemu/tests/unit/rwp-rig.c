@@ -10,6 +10,7 @@
 #include "qemu/cutils.h"
 #include "qemu/main-loop.h"
 #include "qapi/error.h"
+#include "block/aio-wait.h"
 #include "block/block.h"
 #include "qom/object.h"
 #include "rwp-rig.h"
@@ -93,8 +94,27 @@ void rig_fill(uint64_t first, uint64_t count)
     }
 }
 
+static void nothing(void *opaque)
+{
+}
+
+/*
+ * A message that was read may not have been handled yet, and the service
+ * may be about to read ahead of a page that is in memory already.  Handlers
+ * run after bottom halves, so the second one comes after what was read
+ * before the first.
+ */
+static void finish_messages(Rig *rig)
+{
+    RIG_WAIT(fake_idle());
+    for (int i = 0; i < 2; i++) {
+        aio_wait_bh_oneshot(rig->s->fault_ctx, nothing, NULL);
+    }
+}
+
 void rig_quiet(Rig *rig)
 {
+    finish_messages(rig);
     RIG_WAIT(fake_idle() && rig_count(rig, RWP_PAGE_FETCHING) == 0);
 }
 
