@@ -39,8 +39,8 @@ static void writer_has_announced(void);
         writer_has_waited();                                \
     } while (0)
 
-/* What smp_mb() is, and a place to stop at */
 #undef smp_mb
+/* What it is, and a place to stop at */
 #define smp_mb()                                            \
     do {                                                    \
         __atomic_thread_fence(__ATOMIC_SEQ_CST);            \
