@@ -82,6 +82,25 @@ int rwp_place_page(RwpState *s, uint64_t page, const void *buf)
     return ret == -EEXIST ? 0 : ret;
 }
 
+void rwp_place_zero(RwpState *s, uint64_t page, RwpPage state)
+{
+    int ret = rwp_memory_zero(s->mem, page, 1);
+
+    trace_rwp_place_zero(s->id, page, ret);
+    if (ret == 0) {
+        stat64_add(&s->stats.zero_filled, 1);
+    }
+    /* EEXIST: the page is in memory after all; its waiter was woken */
+    if (ret == 0 || ret == -EEXIST || state == RWP_PAGE_LIVE) {
+        rwp_place_finish(s, page);
+    } else {
+        rwp_pages_finish(s->pages, page, state);
+    }
+    if (ret < 0 && ret != -EEXIST) {
+        rwp_memory_wake(s->mem, page, 1);
+    }
+}
+
 /* The host had no memory for all pages of a run: as many as possible */
 static uint64_t place_one_by_one(RwpState *s, uint64_t first, uint64_t count,
                                  const uint8_t *buf)

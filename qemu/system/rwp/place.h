@@ -37,6 +37,15 @@ void rwp_place_finish(RwpState *s, uint64_t page);
 int rwp_place_page(RwpState *s, uint64_t page, const void *buf);
 
 /**
+ * rwp_place_zero: zero @page, which was touched, and wake.  It is not
+ * FETCHING any more.
+ *
+ * @state: where it was before, and is again if the host has no memory; who
+ *     touched it is woken then and tries again
+ */
+void rwp_place_zero(RwpState *s, uint64_t page, RwpPage state);
+
+/**
  * rwp_place_untouched: put pages in place that nobody is known to wait for.
  *
  * @buf: their content
