@@ -50,7 +50,7 @@ WINDOWS = (
     ('move', 'delay-claim', lambda info: info['evict']['pages']),
     ('move', 'delay-stage', lambda info: info['evict']['cancelled']),
     ('move', 'delay-fetch', delayed_fetches),
-    ('punch', 'delay-claim', lambda info: info['evict']['pages']),
+    ('punch', 'delay-claim', lambda info: info['evict']['cancelled']),
     ('punch', 'delay-stage', lambda info: info['evict']['cancelled']),
     ('punch', 'delay-hold', lambda info: info['evict']['cancelled']),
     ('punch', 'delay-punch', lambda info: info['fetch']['fault']),
