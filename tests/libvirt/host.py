@@ -33,8 +33,9 @@ TOP = os.environ.get('RWP_TOP') or os.path.dirname(os.path.dirname(
 sys.path.insert(0, os.path.join(TOP, 'tests', 'integration'))
 
 # pylint: disable=wrong-import-position
-from guestvm import ABI, BUILD as QEMU_BUILD, LIMIT, MIB, PAGE    # noqa: E402
-from guestvm import firmware, GuestVM, have_backend, Tap          # noqa: E402
+from guestvm import ABI, ACCEL, BUILD as QEMU_BUILD, LIMIT        # noqa: E402
+from guestvm import firmware, GuestVM, have_backend, MIB, PAGE    # noqa: E402
+from guestvm import Tap                                           # noqa: E402
 from qemu.machine.qtest import QEMUQtestProtocol                  # noqa: E402
 
 LIBVIRT = os.environ.get('RWP_LIBVIRT_BUILD') or \
@@ -43,7 +44,10 @@ LIBVIRT = os.environ.get('RWP_LIBVIRT_BUILD') or \
 STATE = '/run/rwp-libvirt'
 QEMU = os.path.join(STATE, 'qemu', 'qemu-system-x86_64')
 IMAGES = os.path.join(STATE, 'images')
-USER = 'nobody'
+VIRT_TYPE = 'kvm' if ACCEL == 'kvm' else 'qemu'
+# The devices of the harness machine are root's, as they are
+IN_MACHINE = VIRT_TYPE == 'kvm'
+USER = 'root' if IN_MACHINE else 'nobody'
 # What the script "run" there does, without what it does to systemd's units
 ENVIRONMENT = {**os.environ, 'LIBVIRT_DIR_OVERRIDE': '1',
                'LD_LIBRARY_PATH': os.path.join(LIBVIRT, 'src')}
@@ -148,7 +152,8 @@ class Host:
                        'group = "nogroup"\n'
                        'security_driver = "none"\n'
                        'cgroup_controllers = []\n'
-                       'stdio_handler = "file"\n')
+                       'stdio_handler = "file"\n' +
+                       'namespaces = []\n' * IN_MACHINE)
         with open(os.path.join(etc, 'libvirtd.conf'), 'w',
                   encoding='ascii') as conf:
             conf.write('auth_unix_ro = "none"\nauth_unix_rw = "none"\n'
@@ -304,7 +309,7 @@ class Guest(GuestVM):
         lines = '\n'.join(f"    <qemu:arg value='{argument}'/>"
                           for argument in arguments)
         return f'''\
-<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+<domain type='{VIRT_TYPE}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{self.name}</name>
   <memory unit='b'>{ram}</memory>
   {memory}
@@ -360,4 +365,4 @@ class Guest(GuestVM):
 
 
 __all__ = ['ABI', 'enter', 'Guest', 'Host', 'IMAGES', 'MIB', 'QEMU', 'STATE',
-           'run_steps', 'Tap', 'VirshError', 'wait_for']
+           'run_steps', 'Tap', 'VIRT_TYPE', 'VirshError', 'wait_for']

@@ -14,7 +14,7 @@ import re
 import sys
 
 from host import (ABI, enter, Guest, Host, IMAGES, MIB, QEMU, run_steps, Tap,
-                  wait_for)
+                  VIRT_TYPE, wait_for)
 
 RAM = 32 * MIB
 START = 4 * MIB
@@ -51,7 +51,7 @@ def away(host):
 
 def capabilities(tap, host):
     text = host.virsh('domcapabilities', '--emulatorbin', QEMU, '--virttype',
-                      'qemu', '--machine', 'pc', '--arch', 'x86_64')
+                      VIRT_TYPE, '--machine', 'pc', '--arch', 'x86_64')
     found = re.search(r'<memoryBacking.*?</memoryBacking>', text, re.S)
     tap.check(found and '<value>rwp</value>' in found.group(0),
               'domcapabilities names rwp', found and found.group(0))
@@ -130,6 +130,9 @@ def statistics(tap, host, guest):
                   ' for a read-only client' * readonly,
                   '' if readonly else '\n'.join(
                       f'{name}={value}' for name, value in stats.items()))
+    if VIRT_TYPE == 'kvm':
+        tap.check(any(not name.startswith('vm.rwp-') for name in stats),
+                  'domstats --vm has those of KVM beside them')
     said = host.refused('-r', 'domrwpinfo', guest.name)
     tap.check(said, 'a read-only client has no other commands', said)
 
