@@ -443,7 +443,7 @@ virshRwpJobWait(vshControl *ctl,
         if (STREQ_NULLABLE(virJSONValueObjectGetString(job, "status"), "concluded")) {
             error = virJSONValueObjectGetString(job, "error");
             if (!error && !cancelled)
-                fprintf(stderr, "\r%s: [100 %%]", label);
+                fprintf(stderr, "\r%s: [100.00 %%]", label);
             fprintf(stderr, "\n");
             if (error)
                 vshError(ctl, _("%1$s failed: %2$s"), label, error);
