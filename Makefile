@@ -72,7 +72,7 @@ HELP_PARTS :=
 
 .PHONY: check
 check: all
-	@$(PYTHON) scripts/run-tests $(SUITES)
+	@$(PYTHON) scripts/run-tests --beside=integration,libvirt $(SUITES)
 
 # The suite "tree" reads the sources, no more.
 .PHONY: $(SUITES:%=check-%)

@@ -59,8 +59,28 @@ def run_case(scratch, program):
     return result.returncode, result.stdout
 
 
+def beside(scratch):
+    """Two suites at a time: each waits for the other, and one fails."""
+    for suite, other, verdict in (('s', 'u', 'ok'), ('u', 's', 'not ok')):
+        directory = os.path.join(scratch, 'tests', suite)
+        os.makedirs(directory, exist_ok=True)
+        path = os.path.join(directory, 't.sh')
+        with open(path, 'w', encoding='utf-8') as file:
+            file.write('#!/bin/bash\n# test-timeout: 20\necho 1..1\n'
+                       f'touch {scratch}/{suite}\n'
+                       f'until [ -e {scratch}/{other} ]; do sleep 0.1; done\n'
+                       f'echo {verdict} 1 a\n')
+        os.chmod(path, 0o755)
+    result = subprocess.run([os.path.join(scratch, 'scripts', 'run-tests'),
+                             '--beside=u,v', 's', 'u'], check=False, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return result.returncode == 1 and \
+        'not ok u/t.sh a' in result.stdout and \
+        '1 passed, 1 failed' in result.stdout
+
+
 def main():
-    print(f'1..{len(CASES) + 1}')
+    print(f'1..{len(CASES) + 2}')
     with tempfile.TemporaryDirectory() as scratch:
         os.makedirs(os.path.join(scratch, 'tests', 's'))
         os.makedirs(os.path.join(scratch, 'scripts'))
@@ -80,6 +100,8 @@ def main():
                                 's'], check=False, stdout=subprocess.DEVNULL)
         print(f'{"ok" if empty.returncode == 1 else "not ok"} '
               f'{len(CASES) + 1} no program at all')
+        print(f'{"ok" if beside(scratch) else "not ok"} '
+              f'{len(CASES) + 2} suites beside others')
 
 
 if __name__ == '__main__':
