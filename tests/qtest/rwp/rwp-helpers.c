@@ -494,8 +494,19 @@ void rwp_job(RwpVM *vm, const char *fmt, ...)
 
 void rwp_evict(RwpVM *vm, uint64_t offset, uint64_t length)
 {
+    /* Who waited for a page goes on before its fetch has ended */
+    rwp_assert_soon(rwp_bytes_in(vm, offset, length, "moving") == 0);
     rwp_job(vm, RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE
                           " ]"), offset, length);
+    if (rwp_bytes_in(vm, offset, length, "resident")) {
+        g_test_message("busy %" PRIu64 ", cancelled %" PRIu64 ", failed %"
+                       PRIu64 ", fetched %" PRIu64 " by fault, %" PRIu64
+                       " ahead", rwp_get(vm, "evict.busy"),
+                       rwp_get(vm, "evict.cancelled"),
+                       rwp_get(vm, "evict.failed"),
+                       rwp_get(vm, "fetch.fault"),
+                       rwp_get(vm, "fetch.readahead"));
+    }
     g_assert_cmpuint(rwp_bytes_in(vm, offset, length, "resident"), ==, 0);
     g_assert_cmpuint(rwp_bytes_in(vm, offset, length, "moving"), ==, 0);
 }
