@@ -24,6 +24,7 @@ import os
 import pwd
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -125,6 +126,21 @@ def run_steps(tap, steps):
             return
 
 
+def record_boot():
+    """Say in /run/utmp when the host was booted; utmp(5).
+
+    libvirt remembers that with the owner of a file, and trusts neither if it
+    is told something else. Without a record each libvirtd computes it from the
+    uptime, and after a restart it can be off by a second.
+    """
+    with open('/proc/stat', encoding='ascii') as file:
+        seconds = int(re.search(r'^btime (\d+)$', file.read(), re.M).group(1))
+    with open('/run/utmp', 'wb') as file:
+        file.write(struct.pack('hi32s4s32s256s2h3i4i20s', 2, 0, b'~', b'~~',
+                               b'reboot', b'', 0, 0, 0, seconds, 0,
+                               0, 0, 0, 0, b''))
+
+
 class Host:
     """A context manager: a host with a libvirtd."""
 
@@ -135,6 +151,7 @@ class Host:
         self.log = os.path.join(STATE, 'libvirtd.log')
 
     def __enter__(self):
+        record_boot()
         os.makedirs(IMAGES)
         # QEMU makes the socket of the qtest protocol there
         os.chmod(IMAGES, 0o1777)
@@ -213,8 +230,8 @@ class Host:
         """What virsh prints; @progress: with progress reports."""
         result = subprocess.run(
             [os.path.join(LIBVIRT, 'tools', 'virsh'), '-c', 'qemu:///system']
-            + ['-r'] * readonly + list(arguments), env=ENVIRONMENT, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            + ['-r'] * readonly + list(arguments), env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             check=False, timeout=LIMIT)
         if result.returncode:
             raise VirshError(result.stderr.strip())
