@@ -7,13 +7,13 @@
  */
 
 #include "qemu/osdep.h"
-#include "qemu/cutils.h"
 #include "qemu/main-loop.h"
 #include "qapi/error.h"
 #include "block/aio-wait.h"
 #include "block/block.h"
 #include "qom/object.h"
 #include "rwp-rig.h"
+#include "rwp-seed.h"
 
 #define OWNER_TYPE "container"
 #define MEMORY_BYTES ((uint64_t)FAKE_NB_PAGES * FAKE_PAGE_SIZE)
@@ -24,18 +24,6 @@ static const RigKind kinds[] = {
 };
 
 static uint64_t speed;
-
-static uint32_t test_seed(void)
-{
-    const char *text = g_getenv("RWP_TEST_SEED");
-    unsigned seed = g_random_int();
-
-    if (text) {
-        g_assert_cmpint(qemu_strtoui(text, NULL, 0, &seed), ==, 0);
-    }
-    g_test_message("RWP_TEST_SEED=%u", seed);
-    return seed;
-}
 
 Rig *rig_new(const RigKind *kind, uint64_t readahead)
 {
@@ -52,7 +40,7 @@ Rig *rig_new(const RigKind *kind, uint64_t readahead)
     Rig *rig = g_new0(Rig, 1);
 
     rig->kind = kind;
-    rig->rand = g_rand_new_with_seed(test_seed());
+    rig->rand = g_rand_new_with_seed(rwp_test_seed());
     rig->owner = object_new(OWNER_TYPE);
     rig->mr.owner = rig->owner;
     rig->rb.mr = &rig->mr;
@@ -261,6 +249,16 @@ void rig_evict_now(Rig *rig, uint64_t first, uint64_t count)
 {
     rig_add_range(rig, first, count);
     g_assert_cmpint(rig_wait(rig_evict(rig)), ==, 0);
+}
+
+Rig *rig_new_evicted(const RigKind *kind, uint64_t count, uint64_t readahead)
+{
+    Rig *rig = rig_new(kind, readahead);
+
+    rig_fill(0, count);
+    rig_evict_now(rig, 0, count);
+    rig_expect(rig, 0, count, RWP_PAGE_EVICTED);
+    return rig;
 }
 
 void rig_fetch_now(Rig *rig, uint64_t first, uint64_t count)

@@ -61,6 +61,9 @@ static inline bool rig_stays(Rig *rig)
 /** rig_new: @kind, with a store, readahead of @readahead pages. */
 Rig *rig_new(const RigKind *kind, uint64_t readahead);
 
+/** rig_new_evicted: the same, and pages [0, @count) are evicted. */
+Rig *rig_new_evicted(const RigKind *kind, uint64_t count, uint64_t readahead);
+
 /** rig_free: checks that nothing is left behind. */
 void rig_free(Rig *rig);
 

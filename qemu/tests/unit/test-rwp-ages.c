@@ -10,10 +10,10 @@
 
 #include "qemu/osdep.h"
 #include "qemu/atomic.h"
-#include "qemu/cutils.h"
 #include "qemu/thread.h"
 #include "qapi/error.h"
 #include "system/rwp/ages.h"
+#include "rwp-seed.h"
 
 /* Of ages.c; the tests hold with any, but look for errors around these */
 #define BLOCK_PAGES 16384
@@ -27,25 +27,13 @@ typedef struct Fixture {
     GRand *rand;
 } Fixture;
 
-static uint32_t test_seed(void)
-{
-    const char *text = g_getenv("RWP_TEST_SEED");
-    unsigned seed = g_random_int();
-
-    if (text) {
-        g_assert_cmpint(qemu_strtoui(text, NULL, 0, &seed), ==, 0);
-    }
-    g_test_message("RWP_TEST_SEED=%u", seed);
-    return seed;
-}
-
 static void fixture_init(Fixture *f, uint64_t nb_pages)
 {
     f->ages = rwp_ages_new(nb_pages, &error_abort);
     f->shadow = g_malloc(nb_pages);
     memset(f->shadow, RWP_AGE_NONE, nb_pages);
     f->nb_pages = nb_pages;
-    f->rand = g_rand_new_with_seed(test_seed());
+    f->rand = g_rand_new_with_seed(rwp_test_seed());
 }
 
 static void fixture_clear(Fixture *f)

@@ -17,18 +17,6 @@
 
 #define CHUNK_BYTES (FAKE_CHUNK_PAGES * sizeof(uint32_t))
 
-/* Pages [0, @count) are evicted */
-static Rig *new_evicted(const RigKind *kind, uint64_t count,
-                        uint64_t readahead)
-{
-    Rig *rig = rig_new(kind, readahead);
-
-    rig_fill(0, count);
-    rig_evict_now(rig, 0, count);
-    rig_expect(rig, 0, count, RWP_PAGE_EVICTED);
-    return rig;
-}
-
 static uint64_t corrupt(Rig *rig)
 {
     return stat64_get(&rig->s->stats.fetch_corrupt);
@@ -36,7 +24,7 @@ static uint64_t corrupt(Rig *rig)
 
 static void test_fault(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
     FakeTouch *touch;
 
     fake_store_corrupt(5, true);
@@ -64,7 +52,7 @@ static void test_fault(const RigKind *kind)
 /* A wrong page that is read ahead keeps nobody from the right ones */
 static void test_neighbour(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 8);
+    Rig *rig = rig_new_evicted(kind, 10, 8);
 
     rig_check(rig, 0, 1);
     fake_store_corrupt(2, true);
@@ -80,7 +68,7 @@ static void test_neighbour(const RigKind *kind)
 
 static void test_job(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
 
     fake_store_corrupt(5, true);
     rig_add_range(rig, 0, 10);
@@ -96,7 +84,7 @@ static void test_job(const RigKind *kind)
 /* What is written last counts */
 static void test_rewritten(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
 
     for (uint64_t value = 100; value < 110; value++) {
         fake_write(5, value);

@@ -23,18 +23,6 @@
 /* More than the fault service reads at a time */
 #define MANY 80
 
-/* Pages [0, @count) are evicted */
-static Rig *new_evicted(const RigKind *kind, uint64_t count,
-                        uint64_t readahead)
-{
-    Rig *rig = rig_new(kind, readahead);
-
-    rig_fill(0, count);
-    rig_evict_now(rig, 0, count);
-    rig_expect(rig, 0, count, RWP_PAGE_EVICTED);
-    return rig;
-}
-
 static void expect_read(uint64_t nr, uint64_t first, uint64_t count)
 {
     uint64_t got_first, got_count;
@@ -56,7 +44,7 @@ static uint64_t latencies(Rig *rig)
 
 static void test_basic(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
 
     fake_write(7, NEW_VALUE);
     rig_quiet(rig);
@@ -75,7 +63,7 @@ static void test_basic(const RigKind *kind)
 
 static void test_many(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 2 * MANY, 0);
+    Rig *rig = rig_new_evicted(kind, 2 * MANY, 0);
     FakeTouch *touches[MANY];
 
     fake_store_close_gate(FAKE_STORE_READ);
@@ -103,7 +91,7 @@ static void test_many(const RigKind *kind)
 /* Several threads wait for one page: one read, and all go on */
 static void test_same_page(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
     FakeTouch *touches[8];
 
     fake_store_close_gate(FAKE_STORE_READ);
@@ -121,7 +109,7 @@ static void test_same_page(const RigKind *kind)
 
 static void test_readahead(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 400, 8);
+    Rig *rig = rig_new_evicted(kind, 400, 8);
     /* From 107 on, three more are ahead of what is touched */
     static const uint64_t first[] = { 100, 101, 103, 107, 115, 123, 131, 300 };
     static const uint64_t count[] = { 1, 2, 4, 8, 8, 8, 8, 1 };
@@ -147,28 +135,32 @@ static void test_readahead(const RigKind *kind)
     rig_free(rig);
 }
 
-/* Touches 0 to 6, after which the longest reads begin */
-static void begin_stream(Rig *rig)
+/*
+ * Touches 0 to 6, after which the longest reads begin; then two touches wait
+ * for reads, with more reads ahead of them.
+ */
+static void begin_stream(Rig *rig, FakeTouch **first, FakeTouch **second)
 {
     for (uint64_t page = 0; page < 7; page++) {
         fake_read(page);
         rig_quiet(rig);
     }
     g_assert_cmpuint(fake_store_requests(FAKE_STORE_READ), ==, 3);
+
+    fake_store_close_gate(FAKE_STORE_READ);
+    *first = fake_touch_start(7, 0);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 4 && fake_idle());
+    *second = fake_touch_start(16, 0);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 6 && fake_idle());
 }
 
 /* The guest is faster than the store, which gets more to do then */
 static void test_readahead_more(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 400, 8);
+    Rig *rig = rig_new_evicted(kind, 400, 8);
     FakeTouch *first, *second;
 
-    begin_stream(rig);
-    fake_store_close_gate(FAKE_STORE_READ);
-    first = fake_touch_start(7, 0);
-    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 4 && fake_idle());
-    second = fake_touch_start(16, 0);
-    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 6 && fake_idle());
+    begin_stream(rig, &first, &second);
     expect_read(7, 39, 8);
     expect_read(8, 47, 8);
 
@@ -185,15 +177,10 @@ static void test_readahead_more(const RigKind *kind)
 /* A failed read ahead: who waits for one of its pages has it read again */
 static void test_readahead_fails(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 400, 8);
+    Rig *rig = rig_new_evicted(kind, 400, 8);
     FakeTouch *first, *second;
 
-    begin_stream(rig);
-    fake_store_close_gate(FAKE_STORE_READ);
-    first = fake_touch_start(7, 0);
-    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 4 && fake_idle());
-    second = fake_touch_start(16, 0);
-    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 6 && fake_idle());
+    begin_stream(rig, &first, &second);
     fake_store_pass(FAKE_STORE_READ, 1);
     g_assert_cmphex(fake_touch_end(first), ==, rig_value(7));
     fake_store_fail(FAKE_STORE_READ, 1, -EIO);
@@ -209,7 +196,7 @@ static void test_readahead_fails(const RigKind *kind)
 /* With tracking on, pages that nobody touched are not taken for touched */
 static void test_readahead_arms(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 4);
+    Rig *rig = rig_new_evicted(kind, 10, 4);
 
     rwp_scanner_start(rig->s->scanner, RWP_INTERVAL_MAX);
     fake_read(0);
@@ -226,7 +213,7 @@ static void test_readahead_arms(const RigKind *kind)
 
 static void test_retry(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 8);
+    Rig *rig = rig_new_evicted(kind, 10, 8);
     uint64_t errors;
     FakeTouch *touch;
 
@@ -259,7 +246,7 @@ static void test_retry(const RigKind *kind)
 /* Neighbours are not kept from those who touch them by a failing read */
 static void test_retry_neighbours(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 8);
+    Rig *rig = rig_new_evicted(kind, 10, 8);
     FakeTouch *touch, *other;
 
     rig_check(rig, 0, 1);
@@ -286,7 +273,7 @@ static void test_retry_neighbours(const RigKind *kind)
  */
 static void quit_vcpu(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
     FakeTouch *touch;
     CPUState *cpu;
 
@@ -338,7 +325,7 @@ static void *stop_vcpu(void *opaque)
 
 static void test_quit_running(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
     CPUState *cpu = fake_add_vcpu(0);
     QemuThread thread;
 
@@ -355,7 +342,7 @@ static void test_quit_running(const RigKind *kind)
 /* When there is no disk any more to write to, others get zeros */
 static void test_quit_closed(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
     FakeTouch *touch;
 
     fake_store_fail(FAKE_STORE_READ, FAKE_ALWAYS, -EIO);
@@ -373,7 +360,7 @@ static void test_quit_closed(const RigKind *kind)
 /* Before, they get nothing wrong: QEMU ends, be it told or just asked to */
 static void quit_other(const RigKind *kind, bool heard)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
 
     fake_store_fail(FAKE_STORE_READ, FAKE_ALWAYS, -EIO);
     fake_touch_start(5, 0);
@@ -410,7 +397,7 @@ static void test_quit_unheard(const RigKind *kind)
 /* Whoever drains may be waiting for the thread that waits for the page */
 static void test_drained(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 20, 0);
+    Rig *rig = rig_new_evicted(kind, 20, 0);
     uint64_t writes = fake_store_requests(FAKE_STORE_WRITE);
     Job *job;
 
@@ -444,7 +431,7 @@ static void test_drained(const RigKind *kind)
 /* Messages that nobody waits for any more, in every state */
 static void test_spurious(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
     static const uint64_t flags[] = {
         0, UFFD_PAGEFAULT_FLAG_MINOR, UFFD_PAGEFAULT_FLAG_WRITE,
     };
@@ -509,7 +496,7 @@ static void test_fetch_job(const RigKind *kind)
 /* Both want the page: who comes first reads it, and once */
 static void test_fetch_race(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
     FakeTouch *first, *second;
     Job *job;
 
@@ -534,7 +521,7 @@ static void test_fetch_race(const RigKind *kind)
 
 static void test_fetch_error(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 10, 0);
+    Rig *rig = rig_new_evicted(kind, 10, 0);
     FakeTouch *touch;
     Job *job;
 
@@ -561,7 +548,7 @@ static void test_fetch_error(const RigKind *kind)
 
 static void test_fetch_cancel(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 3 * BATCH, 0);
+    Rig *rig = rig_new_evicted(kind, 3 * BATCH, 0);
     Job *job;
 
     rig_set_speed(BATCH * FAKE_PAGE_SIZE / 4);
@@ -578,7 +565,7 @@ static void test_fetch_cancel(const RigKind *kind)
 /* No memory on the host for a page: the content must stay where it is */
 static void test_no_memory_fault(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 20, 8);
+    Rig *rig = rig_new_evicted(kind, 20, 8);
 
     fake_fail(FAKE_COPY, 5, 2, -ENOMEM);
     rig_check(rig, 5, 1);
@@ -590,7 +577,7 @@ static void test_no_memory_fault(const RigKind *kind)
 
 static void test_no_memory_job(const RigKind *kind)
 {
-    Rig *rig = new_evicted(kind, 20, 8);
+    Rig *rig = rig_new_evicted(kind, 20, 8);
 
     fake_fail(FAKE_COPY, 12, FAKE_ALWAYS, -ENOMEM);
     rig_add_range(rig, 0, 20);

@@ -10,9 +10,9 @@
  */
 
 #include "qemu/osdep.h"
-#include "qemu/cutils.h"
 #include "qapi/error.h"
 #include "system/rwp/pages.h"
+#include "rwp-seed.h"
 
 #define CHUNK_PAGES 256
 
@@ -48,25 +48,13 @@ static bool has_owner(RwpPage state)
     return state == RWP_PAGE_LEAVING || state == RWP_PAGE_FETCHING;
 }
 
-static uint32_t test_seed(void)
-{
-    const char *text = g_getenv("RWP_TEST_SEED");
-    unsigned seed = g_random_int();
-
-    if (text) {
-        g_assert_cmpint(qemu_strtoui(text, NULL, 0, &seed), ==, 0);
-    }
-    g_test_message("RWP_TEST_SEED=%u", seed);
-    return seed;
-}
-
 static void fixture_init(Fixture *f, uint64_t nb_pages)
 {
     f->pages = rwp_pages_new(nb_pages, CHUNK_PAGES, &error_abort);
     f->state = g_new0(uint8_t, nb_pages);
     f->marked = g_new0(bool, nb_pages);
     f->nb_pages = nb_pages;
-    f->rand = g_rand_new_with_seed(test_seed());
+    f->rand = g_rand_new_with_seed(rwp_test_seed());
 }
 
 static void fixture_clear(Fixture *f)

@@ -9,27 +9,15 @@
 
 #include "qemu/osdep.h"
 #include "qemu/atomic.h"
-#include "qemu/cutils.h"
 #include "qemu/thread.h"
 #include "qapi/error.h"
 #include "system/rwp/pages.h"
+#include "rwp-seed.h"
 
 #define CHUNK_PAGES 256
 #define NB_THREADS 8
 #define NB_SHARED  (2 * CHUNK_PAGES)
 #define NB_STEPS   200000
-
-static uint32_t test_seed(void)
-{
-    const char *text = g_getenv("RWP_TEST_SEED");
-    unsigned seed = g_random_int();
-
-    if (text) {
-        g_assert_cmpint(qemu_strtoui(text, NULL, 0, &seed), ==, 0);
-    }
-    g_test_message("RWP_TEST_SEED=%u", seed);
-    return seed;
-}
 
 typedef struct Arena {
     RwpPages *pages;
@@ -194,7 +182,7 @@ static void run_threads(void *(*first_body)(void *), void *(*body)(void *),
 {
     uint64_t nb_pages = NB_SHARED;
     g_autofree Arena *arena = g_new0(Arena, 1);
-    g_autoptr(GRand) rand = g_rand_new_with_seed(test_seed());
+    g_autoptr(GRand) rand = g_rand_new_with_seed(rwp_test_seed());
     Worker workers[NB_THREADS] = { 0 };
     QemuThread threads[NB_THREADS];
     uint64_t owned = 0;
