@@ -77,6 +77,26 @@ class Tap:
         return 1 if self.failed else 0
 
 
+def wait_for(what, condition, progress=lambda: None, pause=0.05):
+    """Wait until condition(); progress() must keep changing, if given.
+
+    @pause: seconds between two looks. Returns what condition() does.
+    """
+    last = progress()
+    limit = time.monotonic() + LIMIT
+    while True:
+        result = condition()
+        if result:
+            return result
+        now = progress()
+        if now != last:
+            last = now
+            limit = time.monotonic() + LIMIT
+        if time.monotonic() > limit:
+            raise TimeoutError(f'waited for {what}')
+        time.sleep(pause)
+
+
 def read_abi():
     """The numbers of guest-abi.h, without their prefix."""
     with open(os.path.join(GUEST, 'guest-abi.h'), encoding='ascii') as file:

@@ -14,12 +14,11 @@ at the source.
 
 import os
 import sys
-import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
-from guestvm import (GuestVM, LIMIT, MIB, PAGE, SCALE, Tap,     # noqa: E402
-                     have_backend, tracked_backends)
+from guestvm import (GuestVM, MIB, PAGE, SCALE, Tap,            # noqa: E402
+                     have_backend, tracked_backends, wait_for)
 
 RAM = 64 * MIB // SCALE
 # First byte and pages, of the CPU that counts on and of the other one
@@ -46,20 +45,14 @@ class Destination(GuestVM):
 
 
 def await_migration(guest):
-    last = None
-    limit = time.monotonic() + LIMIT
-    while True:
+    def completed():
         info = guest.qmp('query-migrate')
-        if info.get('status') == 'completed':
-            return
         assert info.get('status') not in ('failed', 'cancelled'), info
-        sent = info.get('ram', {}).get('transferred')
-        if sent != last:
-            last = sent
-            limit = time.monotonic() + LIMIT
-        if time.monotonic() > limit:
-            raise TimeoutError(f'migration makes no progress: {info}')
-        time.sleep(0.01)
+        return info.get('status') == 'completed'
+
+    def transferred():
+        return guest.qmp('query-migrate').get('ram', {}).get('transferred')
+    wait_for('the migration', completed, transferred, pause=0.01)
 
 
 def set_up(guest, capabilities):

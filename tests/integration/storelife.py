@@ -31,7 +31,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
 from guestvm import (ABI, BUILD, GuestVM, LIMIT, MIB, PAGE,     # noqa: E402
-                     QMPError, Tap, have_backend)
+                     QMPError, Tap, have_backend, wait_for)
 
 RAM = 16 * MIB
 # Of each CPU: first byte, pages
@@ -73,11 +73,11 @@ class Server:
         self.process = subprocess.Popen(  # pylint: disable=R1732
             self.command, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        limit = time.monotonic() + LIMIT
-        while not os.path.exists(self.socket):
+
+        def listens():
             assert self.process.poll() is None, 'the NBD server ended'
-            assert time.monotonic() < limit, 'the NBD server does not listen'
-            time.sleep(0.01)
+            return os.path.exists(self.socket)
+        wait_for('the NBD server to listen', listens, pause=0.01)
 
     def stop(self):
         if self.process:
@@ -160,10 +160,8 @@ class Guest(GuestVM):
         """The store is broken: let the CPUs touch it."""
         for cpu in range(self.cpus):
             self.mode(cpu, 'COUNT')
-        limit = time.monotonic() + LIMIT
-        while self.info()['fetch']['waiting'] < 2:
-            assert time.monotonic() < limit, 'nobody waits'
-            time.sleep(0.01)
+        wait_for('both CPUs to wait',
+                 lambda: self.info()['fetch']['waiting'] >= 2, pause=0.01)
 
     def refuse_removal(self):
         try:

@@ -36,7 +36,7 @@ sys.path.insert(0, os.path.join(TOP, 'tests', 'integration'))
 # pylint: disable=wrong-import-position
 from guestvm import ABI, ACCEL, BUILD as QEMU_BUILD, LIMIT        # noqa: E402
 from guestvm import firmware, GuestVM, have_backend, MIB, PAGE    # noqa: E402
-from guestvm import Tap                                           # noqa: E402
+from guestvm import Tap, wait_for                                 # noqa: E402
 from qemu.machine.qtest import QEMUQtestProtocol                  # noqa: E402
 
 LIBVIRT = os.environ.get('RWP_LIBVIRT_BUILD') or \
@@ -96,23 +96,6 @@ def paths():
     with open(os.path.join(LIBVIRT, 'configmake.h'), encoding='ascii') as file:
         return dict(re.findall(r'^#define (\w+DIR) "(.*)"$', file.read(),
                                re.M))
-
-
-def wait_for(what, condition, progress=lambda: None):
-    """Wait until condition(); progress() must keep changing, if given."""
-    last = progress()
-    limit = time.monotonic() + LIMIT
-    while True:
-        result = condition()
-        if result:
-            return result
-        now = progress()
-        if now != last:
-            last = now
-            limit = time.monotonic() + LIMIT
-        if time.monotonic() > limit:
-            raise TimeoutError(f'waited for {what}')
-        time.sleep(0.05)
 
 
 def run_steps(tap, steps):
@@ -231,8 +214,8 @@ class Host:
         result = subprocess.run(
             [os.path.join(LIBVIRT, 'tools', 'virsh'), '-c', 'qemu:///system']
             + ['-r'] * readonly + list(arguments), env=ENVIRONMENT,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            check=False, timeout=LIMIT)
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, check=False, timeout=LIMIT)
         if result.returncode:
             raise VirshError(result.stderr.strip())
         return (result.stdout + result.stderr * progress).strip()

@@ -525,17 +525,22 @@ static uint64_t evicted_of(RwpVM *vm, const char *id)
 #define HOTPLUG_FLAGS 0xa14
 #define HOTPLUG_EJECT (1 << 3)
 
+/* Huge pages are there for one backend */
+static bool skip_more_memory(const RwpVariant *variant)
+{
+    if (!variant->sees_untouched) {
+        g_test_skip("not for huge pages");
+        return true;
+    }
+    return rwp_skip(variant);
+}
+
 static void test_dimm(const void *variant)
 {
     const uint64_t address = 4 * GiB;
     RwpVM *vm;
 
-    /* Huge pages are there for one backend */
-    if (!((const RwpVariant *)variant)->sees_untouched) {
-        g_test_skip("not for huge pages");
-        return;
-    }
-    if (rwp_skip(variant)) {
+    if (skip_more_memory(variant)) {
         return;
     }
     vm = rwp_vm_new(variant, "", MORE_MEMORY);
@@ -590,11 +595,7 @@ static void test_virtio_mem(const void *variant)
     uint64_t address, block;
     RwpVM *vm;
 
-    if (!((const RwpVariant *)variant)->sees_untouched) {
-        g_test_skip("not for huge pages");
-        return;
-    }
-    if (rwp_skip(variant)) {
+    if (skip_more_memory(variant)) {
         return;
     }
     vm = rwp_vm_new(variant, "", MORE_MEMORY);
