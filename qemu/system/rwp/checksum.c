@@ -115,20 +115,29 @@ bool rwp_checksums_match(RwpChecksums *c, uint64_t page, const void *buf)
     return !chunk || chunk[page % c->chunk_pages] == hash;
 }
 
-void rwp_checksums_trim(RwpChecksums *c, uint64_t page)
+static void trim_chunk(RwpChecksums *c, uint64_t page)
 {
-    uint32_t **chunk;
+    uint32_t **chunk = &c->chunks[page / c->chunk_pages];
 
-    if (!c || rwp_pages_chunk_away(c->pages, page) ||
-        !qatomic_read(&c->chunks[page / c->chunk_pages])) {
+    if (rwp_pages_chunk_away(c->pages, page) || !qatomic_read(chunk)) {
         return;
     }
-    chunk = &c->chunks[page / c->chunk_pages];
     QEMU_LOCK_GUARD(&c->lock);
     if (*chunk && !rwp_pages_chunk_away(c->pages, page)) {
         g_free(*chunk);
         qatomic_set(chunk, NULL);
         qatomic_set(&c->allocated, c->allocated - 1);
+    }
+}
+
+void rwp_checksums_trim(RwpChecksums *c, uint64_t first, uint64_t count)
+{
+    if (!c) {
+        return;
+    }
+    for (uint64_t page = QEMU_ALIGN_DOWN(first, c->chunk_pages);
+         page < first + count; page += c->chunk_pages) {
+        trim_chunk(c, page);
     }
 }
 

@@ -49,12 +49,12 @@ void rwp_checksums_set(RwpChecksums *c, uint64_t page, const void *buf);
 bool rwp_checksums_match(RwpChecksums *c, uint64_t page, const void *buf);
 
 /**
- * rwp_checksums_trim: a page of the chunk of @page is not evicted any
- * more; free what the chunk does not need.
+ * rwp_checksums_trim: some of @count pages from @first on are not evicted
+ * any more; free what their chunks do not need.
  *
  * Cheap if there is nothing to free.  @c may be NULL.  Any thread.
  */
-void rwp_checksums_trim(RwpChecksums *c, uint64_t page);
+void rwp_checksums_trim(RwpChecksums *c, uint64_t first, uint64_t count);
 
 /** rwp_checksums_bytes: memory in use.  @c may be NULL.  Any thread. */
 uint64_t rwp_checksums_bytes(RwpChecksums *c);

@@ -92,9 +92,8 @@ static void guard_discard(void *opaque, uint64_t offset, uint64_t length)
     uint64_t dropped = rwp_pages_discard(s->pages, first, count);
 
     rwp_ages_forget(s->ages, first, count);
-    for (uint64_t page = first; dropped && page < first + count;
-         page += s->mem->chunk_pages) {
-        rwp_checksums_trim(s->checksums, page);
+    if (dropped) {
+        rwp_checksums_trim(s->checksums, first, count);
     }
     stat64_add(&s->stats.dropped, dropped);
     trace_rwp_discard(s->id, offset, length, dropped);

@@ -70,7 +70,7 @@ int coroutine_fn rwp_place_read(RwpState *s, uint64_t first, uint64_t count,
 void rwp_place_finish(RwpState *s, uint64_t page)
 {
     rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
-    rwp_checksums_trim(s->checksums, page);
+    rwp_checksums_trim(s->checksums, page, 1);
     rwp_state_settle_soon(s);
 }
 

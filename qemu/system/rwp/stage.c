@@ -60,6 +60,12 @@
 #define WINDOW_NS (100 * SCALE_US)
 #define WINDOW_PAGES_MIN 32
 
+/* What a function for runs of pages gets */
+typedef struct RunContext {
+    RwpState *s;
+    RwpBatch *batch;
+} RunContext;
+
 /* Calls @fn for runs of wanted pages among the numbers [@pos, @end) */
 static void foreach_wanted_run(RwpBatch *batch, uint64_t pos, uint64_t end,
                                RwpRunFunc *fn, void *opaque)
@@ -114,20 +120,15 @@ static int arm_wanted(RwpState *s, RwpBatch *batch, bool force)
                             force ? (void *)&rearm : batch) ?: rearm.ret;
 }
 
-typedef struct KeepHuge {
-    RwpState *s;
-    RwpBatch *batch;
-} KeepHuge;
-
 /*
  * Pages [@first, @first + @count) of the window of @batch are mapped by
  * huge pages: those that are not wanted as a whole stay as they are.
  */
 static void keep_huge_run(void *opaque, uint64_t first, uint64_t count)
 {
-    KeepHuge *keep = opaque;
-    RwpMemory *mem = keep->s->mem;
-    RwpBatch *batch = keep->batch;
+    RunContext *context = opaque;
+    RwpMemory *mem = context->s->mem;
+    RwpBatch *batch = context->batch;
     /* What a page of 8-byte entries maps */
     uint64_t huge = mem->page_size / 8;
     uint64_t skew = rwp_memory_host(mem, 0) / mem->page_size % huge;
@@ -140,7 +141,7 @@ static void keep_huge_run(void *opaque, uint64_t first, uint64_t count)
 
         if (in_huge || len < huge ||
             find_next_zero_bit(batch->wanted, pos + len, pos) < pos + len) {
-            trace_rwp_evict_keep_huge(keep->s->id, batch->first + pos, len);
+            trace_rwp_evict_keep_huge(context->s->id, batch->first + pos, len);
             bitmap_clear(batch->wanted, pos, len);
         }
         pos += len;
@@ -149,11 +150,11 @@ static void keep_huge_run(void *opaque, uint64_t first, uint64_t count)
 
 static int keep_huge(RwpState *s, RwpBatch *batch)
 {
-    KeepHuge keep = { .s = s, .batch = batch };
+    RunContext context = { .s = s, .batch = batch };
 
     return s->thp != RWP_THP_WHOLE ? 0 :
            rwp_memory_scan(s->mem, batch->first, batch->count,
-                           RWP_PAGE_IS_HUGE, keep_huge_run, &keep);
+                           RWP_PAGE_IS_HUGE, keep_huge_run, &context);
 }
 
 /* Take ownership of the wanted pages; those that are in use are left */
@@ -184,16 +185,11 @@ static void unclaim(RwpState *s, RwpBatch *batch, uint64_t page, int err)
     }
 }
 
-typedef struct Take {
-    RwpState *s;
-    RwpBatch *batch;
-} Take;
-
 static void take_run(void *opaque, uint64_t first, uint64_t count)
 {
-    Take *take = opaque;
-    RwpState *s = take->s;
-    RwpBatch *batch = take->batch;
+    RunContext *context = opaque;
+    RwpState *s = context->s;
+    RwpBatch *batch = context->batch;
     bool stays = s->mem->pager->stays;
 
     while (count) {
@@ -234,7 +230,7 @@ int rwp_stage(RwpState *s, RwpBatch *batch, bool force)
 {
     RwpMemory *mem = s->mem;
     uint64_t chunk = batch->first / mem->chunk_pages;
-    Take take = { .s = s, .batch = batch };
+    RunContext context = { .s = s, .batch = batch };
     int ret;
 
     ret = mem->tracker->trap(mem, chunk);
@@ -258,7 +254,7 @@ int rwp_stage(RwpState *s, RwpBatch *batch, bool force)
     rwp_batch_add(&s->batches, batch);
     rwp_inject_delay(RWP_INJECT_DELAY_CLAIM);
     if (!mem->pager->stays) {
-        foreach_wanted_run(batch, 0, batch->count, take_run, &take);
+        foreach_wanted_run(batch, 0, batch->count, take_run, &context);
         /* Who touched a page while it was being moved waits for this */
         rwp_memory_wake(mem, batch->first, batch->count);
     }
@@ -268,20 +264,21 @@ int rwp_stage(RwpState *s, RwpBatch *batch, bool force)
 /* In a thread of the pool */
 static int take_worker(void *opaque)
 {
-    Take *take = opaque;
+    RunContext *context = opaque;
 
-    if (take->s->mem->pager->stays) {
-        foreach_wanted_run(take->batch, 0, take->batch->count, take_run, take);
+    if (context->s->mem->pager->stays) {
+        foreach_wanted_run(context->batch, 0, context->batch->count, take_run,
+                           context);
     }
-    look_at_content(take->s, take->batch);
+    look_at_content(context->s, context->batch);
     return 0;
 }
 
 void coroutine_fn rwp_stage_take(RwpState *s, RwpBatch *batch)
 {
-    Take take = { .s = s, .batch = batch };
+    RunContext context = { .s = s, .batch = batch };
 
-    thread_pool_submit_co(take_worker, &take);
+    thread_pool_submit_co(take_worker, &context);
 }
 
 static void count_evicted(RwpState *s, RwpPage state)
@@ -301,17 +298,12 @@ static void ignore_run(void *opaque, uint64_t first, uint64_t count)
 {
 }
 
-typedef struct Remove {
-    RwpState *s;
-    RwpBatch *batch;
-} Remove;
-
 /* Remove pages that are LEAVING */
 static void remove_run(void *opaque, uint64_t first, uint64_t count)
 {
-    Remove *remove = opaque;
-    RwpState *s = remove->s;
-    RwpBatch *batch = remove->batch;
+    RunContext *context = opaque;
+    RwpState *s = context->s;
+    RwpBatch *batch = context->batch;
     int ret = s->mem->pager->remove(s->mem, first, count);
 
     trace_rwp_evict_remove(s->id, first, count, ret);
@@ -334,7 +326,7 @@ static void remove_run(void *opaque, uint64_t first, uint64_t count)
 static int remove_untouched(RwpState *s, RwpBatch *batch, uint64_t pos,
                             uint64_t end)
 {
-    Remove remove = { .s = s, .batch = batch };
+    RunContext context = { .s = s, .batch = batch };
     bool pinned = rwp_guard_pinned(s, batch->first / s->mem->chunk_pages);
     int ret = 0;
 
@@ -363,7 +355,7 @@ static int remove_untouched(RwpState *s, RwpBatch *batch, uint64_t pos,
         g_usleep(1000);
     }
     rwp_inject_delay(RWP_INJECT_DELAY_PUNCH);
-    foreach_wanted_run(batch, pos, end, remove_run, &remove);
+    foreach_wanted_run(batch, pos, end, remove_run, &context);
     return ret;
 }
 

@@ -261,10 +261,7 @@ void rwp_state_settle(RwpState *s)
     if (s->job || rwp_pages_away(s->pages) || rwp_peek_busy(s)) {
         return;
     }
-    for (uint64_t page = 0; page < s->mem->nb_pages;
-         page += s->mem->chunk_pages) {
-        rwp_checksums_trim(s->checksums, page);
-    }
+    rwp_checksums_trim(s->checksums, 0, s->mem->nb_pages);
     rwp_guard_leave(s);
     if (s->store && !s->store_is_own) {
         /* Closing can run bottom halves, and so come here again */
