@@ -278,22 +278,31 @@ static void rwp_backend_get_interval(Object *obj, Visitor *v,
     visit_type_uint32(v, name, &value, errp);
 }
 
+/* Sets *@value to what is visited, if that is from @min to @max @unit */
+static void set_within(Object *obj, Visitor *v, const char *name,
+                       uint32_t min, uint32_t max, const char *unit,
+                       uint32_t *value, Error **errp)
+{
+    uint32_t wanted;
+
+    if (!can_set(obj, name, errp) ||
+        !visit_type_uint32(v, name, &wanted, errp)) {
+        return;
+    }
+    if (wanted < min || wanted > max) {
+        error_setg(errp, "property '%s' must be from %" PRIu32 " to %" PRIu32
+                   "%s", name, min, max, unit);
+        return;
+    }
+    *value = wanted;
+}
+
 static void rwp_backend_set_interval(Object *obj, Visitor *v,
                                      const char *name, void *opaque,
                                      Error **errp)
 {
-    uint32_t value;
-
-    if (!can_set(obj, name, errp) ||
-        !visit_type_uint32(v, name, &value, errp)) {
-        return;
-    }
-    if (value < RWP_INTERVAL_MIN || value > RWP_INTERVAL_MAX) {
-        error_setg(errp, "property 'interval' must be from %d to %d ms",
-                   RWP_INTERVAL_MIN, RWP_INTERVAL_MAX);
-        return;
-    }
-    MEMORY_BACKEND_RWP(obj)->interval = value;
+    set_within(obj, v, name, RWP_INTERVAL_MIN, RWP_INTERVAL_MAX, " ms",
+               &MEMORY_BACKEND_RWP(obj)->interval, errp);
 }
 
 static void rwp_backend_get_readahead(Object *obj, Visitor *v,
@@ -369,18 +378,8 @@ static void rwp_backend_set_max_fetches(Object *obj, Visitor *v,
                                         const char *name, void *opaque,
                                         Error **errp)
 {
-    uint32_t value;
-
-    if (!can_set(obj, name, errp) ||
-        !visit_type_uint32(v, name, &value, errp)) {
-        return;
-    }
-    if (value < 1 || value > RWP_FETCHES_MAX) {
-        error_setg(errp, "property 'max-fetches' must be from 1 to %d",
-                   RWP_FETCHES_MAX);
-        return;
-    }
-    MEMORY_BACKEND_RWP(obj)->max_fetches = value;
+    set_within(obj, v, name, 1, RWP_FETCHES_MAX, "",
+               &MEMORY_BACKEND_RWP(obj)->max_fetches, errp);
 }
 
 static void rwp_backend_instance_init(Object *obj)
