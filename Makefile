@@ -3,9 +3,9 @@
 # Build, test and show qemu-rwp. "make help" lists the targets.
 #
 # The parts plug in by a rules.mk each (see the include below): they add
-# prerequisites to all, bench and clean, names of suites to SUITES and lines to
-# HELP_PARTS. A part may expect TOP, B, PYTHON, JOBS, PARALLEL and the targets
-# configured and qemu.
+# prerequisites to all, bench and clean, names of suites to SUITES, with what
+# each needs, and lines to HELP_PARTS. A part may expect TOP, B, PYTHON, JOBS,
+# PARALLEL and the targets configured, qemu and qemu-system.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -51,6 +51,11 @@ tree: configured
 qemu: tree
 	+@$(MAKE) -C $(B)/qemu $(PARALLEL)
 
+# What runs a guest, without tools and tests: about half of it
+.PHONY: qemu-system
+qemu-system: tree
+	+@$(MAKE) -C $(B)/qemu $(PARALLEL) qemu-system-x86_64
+
 .PHONY: install
 install: qemu
 	+@$(MAKE) -C $(B)/qemu install
@@ -61,8 +66,11 @@ refresh-patches: configured
 
 # -- the other parts --------------------------------------------------------
 
-# A suite is a name that scripts/run-tests knows; a part may add its own.
+# A suite is a name that scripts/run-tests knows; a part may add its own. The
+# suite "tree" reads the sources, no more.
 SUITES := tree unit qtest upstream integration harness
+check-tree: tree
+$(patsubst %,check-%,$(filter-out tree,$(SUITES))): all
 HELP_PARTS :=
 
 -include linux-rwp/rules.mk libvirt/rules.mk tests/vm/rules.mk \
@@ -74,10 +82,7 @@ HELP_PARTS :=
 check: all
 	@$(PYTHON) scripts/run-tests --beside=integration,libvirt $(SUITES)
 
-# The suite "tree" reads the sources, no more.
 .PHONY: $(SUITES:%=check-%)
-check-tree: tree
-$(patsubst %,check-%,$(filter-out tree,$(SUITES))): all
 $(SUITES:%=check-%): check-%:
 	@$(PYTHON) scripts/run-tests $(TESTFLAGS) $*
 

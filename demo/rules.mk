@@ -4,5 +4,5 @@
 # fetches what the guest is made of. DEMOFLAGS go to it (demo/run --help).
 
 .PHONY: demo
-demo: qemu
+demo: qemu-system
 	@$(PYTHON) demo/run $(DEMOFLAGS)

@@ -32,6 +32,7 @@ refresh-libvirt-patches:
 
 SUITES += libvirt
 check check-libvirt: libvirt
+check-libvirt: qemu-system
 
 clean: libvirt-clean
 .PHONY: libvirt-clean
