@@ -374,6 +374,7 @@ static void test_huge(const void *opaque)
     rwp_expect_state(vm, START + 3 * MiB, 2 * MiB, "resident");
     rwp_expect_state(vm, START + 5 * MiB, 4 * KiB,
                      split ? "evicted" : "resident");
+    g_assert_cmpuint(rwp_get(vm, "evict.huge"), ==, split ? 0 : 256 + 1);
     g_assert_cmpuint(huge_kib(vm), <=, (SIZE - (split ? 6 : 2) * MiB) / KiB);
     rwp_check(vm, START, SIZE, 1);
 

@@ -141,6 +141,7 @@ static void check_same(RwpVM *vm)
         { "rwp-evict-zero-pages", "evict.zero-pages" },
         { "rwp-evict-cancelled", "evict.cancelled" },
         { "rwp-evict-busy", "evict.busy" },
+        { "rwp-evict-huge", "evict.huge" },
         { "rwp-evict-failed", "evict.failed" },
         { "rwp-evict-bytes", "evict.bytes-written" },
         { "rwp-evict-commits", "evict.commits" },

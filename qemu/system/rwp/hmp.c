@@ -67,9 +67,11 @@ static void print_info(Monitor *mon, RwpInfo *info)
     print_size(mon, "untouched", info->untouched);
     print_size(mon, "hot", info->hot);
     monitor_printf(mon, "  pages evicted %" PRId64 ", cancelled %" PRId64
-                   ", busy %" PRId64 ", failed %" PRId64 "\n",
+                   ", busy %" PRId64 ", huge %" PRId64 ", failed %" PRId64
+                   "\n",
                    info->evict->pages, info->evict->cancelled,
-                   info->evict->busy, info->evict->failed);
+                   info->evict->busy, info->evict->huge,
+                   info->evict->failed);
     monitor_printf(mon, "  pages fetched by fault %" PRId64 ", readahead %"
                    PRId64 ", request %" PRId64 "; errors %" PRId64
                    ", waiting %" PRId64 "\n",

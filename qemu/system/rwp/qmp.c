@@ -123,6 +123,7 @@ static void fill_evict(RwpState *s, RwpInfo *info)
     evict->zero_pages = stat64_get(&s->stats.evicted_zero);
     evict->cancelled = stat64_get(&s->stats.evict_cancelled);
     evict->busy = stat64_get(&s->stats.evict_busy);
+    evict->huge = stat64_get(&s->stats.evict_huge);
     evict->failed = stat64_get(&s->stats.evict_failed);
     evict->bytes_written = stat64_get(&s->stats.evict_bytes);
     evict->commits = stat64_get(&s->stats.commits);

@@ -139,10 +139,13 @@ static void keep_huge_run(void *opaque, uint64_t first, uint64_t count)
         uint64_t in_huge = (batch->first + pos + skew) % huge;
         uint64_t len = MIN(huge - in_huge, end - pos);
 
-        if (in_huge || len < huge ||
-            find_next_zero_bit(batch->wanted, pos + len, pos) < pos + len) {
+        uint64_t wanted = bitmap_count_one_with_offset(batch->wanted, pos,
+                                                       len);
+
+        if (in_huge || wanted < huge) {
             trace_rwp_evict_keep_huge(context->s->id, batch->first + pos, len);
             bitmap_clear(batch->wanted, pos, len);
+            stat64_add(&context->s->stats.evict_huge, wanted);
         }
         pos += len;
     }

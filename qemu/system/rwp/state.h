@@ -45,6 +45,7 @@ typedef struct RwpStats {
     Stat64 evicted_zero;
     Stat64 evict_cancelled;
     Stat64 evict_busy;
+    Stat64 evict_huge;
     Stat64 evict_failed;
     Stat64 evict_bytes;
     Stat64 write_errors;        /* requests */

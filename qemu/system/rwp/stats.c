@@ -131,6 +131,7 @@ static const Figure figures[] = {
     { "rwp-evict-zero-pages", CUMULATIVE(evicted_zero) },
     { "rwp-evict-cancelled", CUMULATIVE(evict_cancelled) },
     { "rwp-evict-busy", CUMULATIVE(evict_busy) },
+    { "rwp-evict-huge", CUMULATIVE(evict_huge) },
     { "rwp-evict-failed", CUMULATIVE(evict_failed) },
     { "rwp-evict-bytes", CUMULATIVE(evict_bytes), BYTES },
     { "rwp-evict-commits", CUMULATIVE(commits) },

@@ -499,9 +499,11 @@ void rwp_evict(RwpVM *vm, uint64_t offset, uint64_t length)
     rwp_job(vm, RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE
                           " ]"), offset, length);
     if (rwp_bytes_in(vm, offset, length, "resident")) {
-        g_test_message("busy %" PRIu64 ", cancelled %" PRIu64 ", failed %"
-                       PRIu64 ", fetched %" PRIu64 " by fault, %" PRIu64
-                       " ahead", rwp_get(vm, "evict.busy"),
+        g_test_message("busy %" PRIu64 ", huge %" PRIu64 ", cancelled %"
+                       PRIu64 ", failed %" PRIu64 ", fetched %" PRIu64
+                       " by fault, %" PRIu64 " ahead",
+                       rwp_get(vm, "evict.busy"),
+                       rwp_get(vm, "evict.huge"),
                        rwp_get(vm, "evict.cancelled"),
                        rwp_get(vm, "evict.failed"),
                        rwp_get(vm, "fetch.fault"),
