@@ -547,6 +547,11 @@ static void test_dimm(const void *variant)
 
     for (int round = 0; round < 2; round++) {
         add_backend(vm, "dimm", DIMM_BYTES);
+        if (((const RwpVariant *)variant)->has_ages) {
+            /* At once: the deleted one, with its threads, may be there still */
+            qtest_qmp_assert_success(vm->qts, "{ 'execute': 'rwp-track-start',"
+                                     " 'arguments': { 'id': 'dimm' } }");
+        }
         qtest_qmp_assert_success(vm->qts, "{ 'execute': 'device_add', "
             "'arguments': { 'driver': 'pc-dimm', 'id': 'dimm0', "
             "'memdev': 'dimm' } }");

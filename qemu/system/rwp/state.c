@@ -139,12 +139,17 @@ bool rwp_select(RwpTracker *tracker, RwpBacking *backing, bool share,
 
 static bool start_threads(RwpState *s, Error **errp)
 {
-    g_autofree char *fault_id = g_strdup_printf("rwp-fault-%s", s->id);
-    g_autofree char *work_id = g_strdup_printf("rwp-work-%s", s->id);
+    /* A deleted backend of the same ID may have its threads still */
+    static unsigned nr;
+    g_autofree char *fault_id = NULL;
+    g_autofree char *work_id = NULL;
 
     if (s->work_thread) {
         return true;
     }
+    nr++;
+    fault_id = g_strdup_printf("rwp-fault-%s-%u", s->id, nr);
+    work_id = g_strdup_printf("rwp-work-%s-%u", s->id, nr);
     s->fault_thread = iothread_create(fault_id, errp);
     if (!s->fault_thread) {
         return false;
