@@ -492,26 +492,16 @@ static void add_backend(RwpVM *vm, const char *id, uint64_t size)
     }
 }
 
-static bool start_evicting(RwpVM *vm, const char *id, uint64_t offset,
-                           uint64_t length)
-{
-    QDict *response = qtest_qmp(vm->qts,
-        "{ 'execute': 'rwp-evict', 'arguments': { 'job-id': 'job0', "
-        "'id': %s, 'target': 'other', 'ranges': [ " RWP_RANGE " ] } }", id,
-        offset, length);
-    bool started = qdict_haskey(response, "return");
-
-    qobject_unref(response);
-    return started;
-}
-
 static void evict_from(RwpVM *vm, const char *id, uint64_t offset,
                        uint64_t length)
 {
     g_autofree char *error = NULL;
 
     /* A deleted backend has the node as long as somebody may see its memory */
-    rwp_assert_soon(start_evicting(vm, id, offset, length));
+    rwp_assert_soon(rwp_accepts(vm,
+        "{ 'execute': 'rwp-evict', 'arguments': { 'job-id': 'job0', "
+        "'id': %s, 'target': 'other', 'ranges': [ " RWP_RANGE " ] } }", id,
+        offset, length));
     error = rwp_job_finish(vm, "job0");
     g_assert_cmpstr(error, ==, NULL);
 }

@@ -278,6 +278,20 @@ void rwp_guest_run(RwpVM *vm, int cpu, int mode, uint64_t start,
     rwp_guest_set(vm, cpu, RWP_GUEST_MODE, mode);
 }
 
+bool rwp_accepts(RwpVM *vm, const char *fmt, ...)
+{
+    QDict *response;
+    bool accepted;
+    va_list ap;
+
+    va_start(ap, fmt);
+    response = qtest_vqmp(vm->qts, fmt, ap);
+    va_end(ap);
+    accepted = qdict_haskey(response, "return");
+    qobject_unref(response);
+    return accepted;
+}
+
 QDict *rwp_info(RwpVM *vm)
 {
     QDict *response = qtest_qmp(vm->qts, "{ 'execute': 'query-rwp', "

@@ -131,6 +131,9 @@ uint64_t rwp_get(RwpVM *vm, const char *path);
 #define RWP_POLL_US 1000
 #define RWP_SOON_POLLS 20000
 
+/** rwp_accepts: whether a QMP command, as of qtest_qmp(), is a success. */
+bool rwp_accepts(RwpVM *vm, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
+
 /** rwp_info: all of query-rwp for mem0. */
 QDict *rwp_info(RwpVM *vm);
 
