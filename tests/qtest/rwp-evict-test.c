@@ -21,14 +21,6 @@
 #include "standard-headers/linux/virtio_ids.h"
 #include "rwp/rwp-helpers.h"
 
-#define VM_TEST(variant, options, arguments)                    \
-    RwpVM *vm;                                                  \
-                                                                \
-    if (rwp_skip(variant)) {                                    \
-        return;                                                 \
-    }                                                           \
-    vm = rwp_vm_new(variant, options, arguments)
-
 #define START RWP_TEST_START
 #define SIZE RWP_TEST_SIZE
 #define HALF (RWP_TEST_SIZE / 2)
@@ -67,7 +59,7 @@ static void check_store(RwpVM *vm, uint64_t offset, uint64_t length,
 static void test_ranges(const void *variant)
 {
     uint64_t resident;
-    VM_TEST(variant, "", "");
+    RWP_VM_TEST(variant, "", "");
 
     rwp_fill(vm, START, SIZE, 1);
     resident = rwp_get(vm, "resident");
@@ -108,7 +100,7 @@ static void test_ranges(const void *variant)
 /* Pages come back as they were left, however often */
 static void test_again(const void *variant)
 {
-    VM_TEST(variant, "", "");
+    RWP_VM_TEST(variant, "", "");
 
     for (int i = 1; i <= 5; i++) {
         /* Every second time into memory that is evicted */
@@ -136,7 +128,7 @@ static void test_again(const void *variant)
 
 static void test_zero(const void *variant)
 {
-    VM_TEST(variant, "", "");
+    RWP_VM_TEST(variant, "", "");
 
     qtest_memset(vm->qts, START, 0, SIZE);
     rwp_expect_state(vm, START, SIZE, "resident");
@@ -177,7 +169,7 @@ static void test_zero(const void *variant)
 static void test_fetch(const void *variant)
 {
     QDict *info;
-    VM_TEST(variant, "", "");
+    RWP_VM_TEST(variant, "", "");
 
     rwp_fill(vm, START, SIZE, 1);
     rwp_evict(vm, START, SIZE);
@@ -248,7 +240,7 @@ static void test_control(const void *opaque)
     const RwpVariant *variant = opaque;
     /* A page of each kind takes part of a second, all take several */
     uint64_t speed = MAX(variant->page_size, 1 * MiB);
-    VM_TEST(variant, "", "");
+    RWP_VM_TEST(variant, "", "");
 
     rwp_fill(vm, START, SIZE, 1);
     qtest_qmp_assert_success(vm->qts,
@@ -290,7 +282,7 @@ static void touch_first_half(RwpVM *vm)
 /* The oldest pages go, those in use stay */
 static void test_age(const void *variant)
 {
-    VM_TEST(variant, "", "");
+    RWP_VM_TEST(variant, "", "");
 
     rwp_fill(vm, START, SIZE, 1);
     rwp_expect_error(vm, "GenericError", "rwp-track-start",
@@ -388,7 +380,7 @@ static void test_huge(const void *opaque)
 static void test_slow_age(const void *opaque)
 {
     const RwpVariant *variant = opaque;
-    VM_TEST(variant, "", "");
+    RWP_VM_TEST(variant, "", "");
 
     rwp_fill(vm, START, SIZE, 1);
     qtest_qmp_assert_success(vm->qts, TRACK("20"));
@@ -409,7 +401,7 @@ static void test_readahead(const void *variant)
         QListEntry *entry;
         uint64_t faults, sum = 0;
         QDict *info;
-        VM_TEST(variant, options[i], "");
+        RWP_VM_TEST(variant, options[i], "");
 
         rwp_fill(vm, START, SIZE, 1);
         rwp_evict(vm, START, SIZE);
@@ -440,7 +432,7 @@ static void test_readahead(const void *variant)
 /* What does not concern the content of memory does not change it */
 static void test_reset(const void *variant)
 {
-    VM_TEST(variant, "", "");
+    RWP_VM_TEST(variant, "", "");
 
     rwp_fill(vm, START, SIZE, 1);
     rwp_evict(vm, START, SIZE);
@@ -502,7 +494,7 @@ static void inflate(RwpVM *vm, uint64_t offset, uint64_t length)
 /* Memory that the guest gives back is not kept for it */
 static void test_discard(const void *variant)
 {
-    VM_TEST(variant, "", "-device virtio-balloon-pci,addr=04.0");
+    RWP_VM_TEST(variant, "", "-device virtio-balloon-pci,addr=04.0");
 
     rwp_fill(vm, START, SIZE, 1);
     rwp_evict(vm, START, HALF);
@@ -522,36 +514,22 @@ static void test_discard(const void *variant)
     rwp_vm_free(vm);
 }
 
-static void add_tests(const char *name, void (*fn)(const void *opaque),
-                      bool needs_ages)
-{
-    for (size_t i = 0; i < rwp_nb_variants; i++) {
-        if (rwp_variants[i].has_ages || !needs_ages) {
-            g_autofree char *path = g_strdup_printf("/rwp-evict/%s/%s",
-                                                    rwp_variants[i].name,
-                                                    name);
-
-            qtest_add_data_func(path, &rwp_variants[i], fn);
-        }
-    }
-}
-
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
 
-    add_tests("ranges", test_ranges, false);
-    add_tests("again", test_again, false);
-    add_tests("zero", test_zero, false);
-    add_tests("fetch", test_fetch, false);
-    add_tests("control", test_control, false);
-    add_tests("age", test_age, true);
+    rwp_add_tests("rwp-evict", "ranges", test_ranges);
+    rwp_add_tests("rwp-evict", "again", test_again);
+    rwp_add_tests("rwp-evict", "zero", test_zero);
+    rwp_add_tests("rwp-evict", "fetch", test_fetch);
+    rwp_add_tests("rwp-evict", "control", test_control);
+    rwp_add_age_tests("rwp-evict", "age", test_age);
     qtest_add_data_func("/rwp-evict/huge/whole", NULL, test_huge);
     qtest_add_data_func("/rwp-evict/huge/split", &rwp_variants[0], test_huge);
-    add_tests("slow-age", test_slow_age, true);
-    add_tests("readahead", test_readahead, false);
-    add_tests("reset", test_reset, false);
-    add_tests("discard", test_discard, false);
+    rwp_add_age_tests("rwp-evict", "slow-age", test_slow_age);
+    rwp_add_tests("rwp-evict", "readahead", test_readahead);
+    rwp_add_tests("rwp-evict", "reset", test_reset);
+    rwp_add_tests("rwp-evict", "discard", test_discard);
 
     return g_test_run();
 }

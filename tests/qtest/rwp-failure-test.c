@@ -439,30 +439,20 @@ static void test_quit_out_of_band(const void *variant)
     quit_main_loop(variant, false);
 }
 
-static void add_tests(const char *name, void (*fn)(const void *opaque))
-{
-    for (size_t i = 0; i < rwp_nb_variants; i++) {
-        g_autofree char *path = g_strdup_printf("/rwp-failure/%s/%s",
-                                                rwp_variants[i].name, name);
-
-        qtest_add_data_func(path, &rwp_variants[i], fn);
-    }
-}
-
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
 
-    add_tests("read-once", test_read_once);
-    add_tests("fetch-job", test_fetch_job);
-    add_tests("write", test_write);
-    add_tests("server-fails", test_server_fails);
-    add_tests("server-dies", test_server_dies);
-    add_tests("wrong-bytes", test_wrong_bytes);
-    add_tests("out-of-band", test_out_of_band);
-    add_tests("quit", test_quit);
-    add_tests("quit-signal", test_quit_signal);
-    add_tests("quit-out-of-band", test_quit_out_of_band);
+    rwp_add_tests("rwp-failure", "read-once", test_read_once);
+    rwp_add_tests("rwp-failure", "fetch-job", test_fetch_job);
+    rwp_add_tests("rwp-failure", "write", test_write);
+    rwp_add_tests("rwp-failure", "server-fails", test_server_fails);
+    rwp_add_tests("rwp-failure", "server-dies", test_server_dies);
+    rwp_add_tests("rwp-failure", "wrong-bytes", test_wrong_bytes);
+    rwp_add_tests("rwp-failure", "out-of-band", test_out_of_band);
+    rwp_add_tests("rwp-failure", "quit", test_quit);
+    rwp_add_tests("rwp-failure", "quit-signal", test_quit_signal);
+    rwp_add_tests("rwp-failure", "quit-out-of-band", test_quit_out_of_band);
 
     return g_test_run();
 }

@@ -17,14 +17,6 @@
 #include "qemu/osdep.h"
 #include "rwp/rwp-helpers.h"
 
-#define VM_TEST(variant, options, arguments)                    \
-    RwpVM *vm;                                                  \
-                                                                \
-    if (rwp_skip(variant)) {                                    \
-        return;                                                 \
-    }                                                           \
-    vm = rwp_vm_new(variant, options, arguments)
-
 #define GENERIC "GenericError"
 #define START RWP_TEST_START
 #define SIZE RWP_TEST_SIZE
@@ -273,7 +265,7 @@ static void try_failing_capability(RwpVM *vm, const char *name)
 /* Capabilities that do not fit */
 static void test_capabilities(const void *variant)
 {
-    VM_TEST(variant, "", "");
+    RWP_VM_TEST(variant, "", "");
 
     rwp_fill(vm, START, SIZE, 1);
     rwp_evict(vm, START, QUARTER);
@@ -313,7 +305,7 @@ static void test_cpr(const void *variant)
         { "cpr-transfer",
           MIGRATE_CPR(CHANNEL("main") ", " CHANNEL("cpr")) },
     };
-    VM_TEST(variant, "", "-machine aux-ram-share=on");
+    RWP_VM_TEST(variant, "", "-machine aux-ram-share=on");
 
     rwp_fill(vm, START, SIZE, 1);
     for (size_t i = 0; i < ARRAY_SIZE(modes); i++) {
@@ -336,7 +328,7 @@ static void test_cpr(const void *variant)
 static void test_job(const void *variant)
 {
     g_autofree char *uri = NULL;
-    VM_TEST(variant, "", "");
+    RWP_VM_TEST(variant, "", "");
 
     uri = g_strdup_printf("file:%s/migration", vm->dir);
     rwp_fill(vm, START, SIZE, 1);
@@ -376,7 +368,7 @@ static void test_job(const void *variant)
 /* The store fails: so does the migration, and nothing else */
 static void test_store_fails(const void *variant)
 {
-    VM_TEST(variant, "",
+    RWP_VM_TEST(variant, "",
             "-blockdev driver=blkdebug,node-name=bad,image.driver=file,"
             "image.filename=%s/store1,inject-error.0.event=none,"
             "inject-error.0.iotype=read,inject-error.0.once=on");
@@ -402,7 +394,7 @@ static void test_incoming(const void *variant)
         { RWP_FETCH(), "incoming migration" },
     };
 
-    VM_TEST(variant, "", "-incoming defer");
+    RWP_VM_TEST(variant, "", "-incoming defer");
 
     rwp_expect_refused(vm, refused, ARRAY_SIZE(refused));
     rwp_vm_free(vm);
@@ -472,7 +464,7 @@ static void run_job(RwpVM *vm, const char *command)
 static void test_snapshot(const void *variant)
 {
     Figures figures;
-    VM_TEST(variant, "", "-blockdev file,node-name=file,filename=%s/store1");
+    RWP_VM_TEST(variant, "", "-blockdev file,node-name=file,filename=%s/store1");
 
     run_job(vm, "{ 'execute': 'blockdev-create', 'arguments': { "
             "'job-id': 'job1', 'options': { 'driver': 'qcow2', "
@@ -496,26 +488,16 @@ static void test_snapshot(const void *variant)
     rwp_vm_free(vm);
 }
 
-static void add_tests(const char *name, void (*fn)(const void *opaque))
-{
-    for (size_t i = 0; i < rwp_nb_variants; i++) {
-        g_autofree char *path = g_strdup_printf("/rwp-migration/%s/%s",
-                                                rwp_variants[i].name, name);
-
-        qtest_add_data_func(path, &rwp_variants[i], fn);
-    }
-}
-
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
 
-    add_tests("ways", test_ways);
-    add_tests("snapshot", test_snapshot);
-    add_tests("capabilities", test_capabilities);
-    add_tests("cpr", test_cpr);
-    add_tests("job", test_job);
-    add_tests("store-fails", test_store_fails);
+    rwp_add_tests("rwp-migration", "ways", test_ways);
+    rwp_add_tests("rwp-migration", "snapshot", test_snapshot);
+    rwp_add_tests("rwp-migration", "capabilities", test_capabilities);
+    rwp_add_tests("rwp-migration", "cpr", test_cpr);
+    rwp_add_tests("rwp-migration", "job", test_job);
+    rwp_add_tests("rwp-migration", "store-fails", test_store_fails);
     qtest_add_data_func("/rwp-migration/default/incoming",
                         RWP_DEFAULT_VARIANT, test_incoming);
     qtest_add_data_func("/rwp-migration/default/postcopy",

@@ -128,6 +128,32 @@ bool rwp_skip(const RwpVariant *variant)
     return reasons[i] != NULL;
 }
 
+static void add_tests(const char *program, const char *name,
+                      void (*fn)(const void *variant), bool need_ages)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(rwp_variants); i++) {
+        if (rwp_variants[i].has_ages || !need_ages) {
+            g_autofree char *path = g_strdup_printf("/%s/%s/%s", program,
+                                                    rwp_variants[i].name,
+                                                    name);
+
+            qtest_add_data_func(path, &rwp_variants[i], fn);
+        }
+    }
+}
+
+void rwp_add_tests(const char *program, const char *name,
+                   void (*fn)(const void *variant))
+{
+    add_tests(program, name, fn, false);
+}
+
+void rwp_add_age_tests(const char *program, const char *name,
+                       void (*fn)(const void *variant))
+{
+    add_tests(program, name, fn, true);
+}
+
 char *rwp_scratch_dir(void)
 {
     GError *err = NULL;

@@ -67,6 +67,14 @@ typedef struct RwpVM {
  */
 bool rwp_skip(const RwpVariant *variant);
 
+/** rwp_add_tests: @program/VARIANT/@name for all of rwp_variants[]. */
+void rwp_add_tests(const char *program, const char *name,
+                   void (*fn)(const void *variant));
+
+/** rwp_add_age_tests: the same for those that can be tracked. */
+void rwp_add_age_tests(const char *program, const char *name,
+                       void (*fn)(const void *variant));
+
 /** rwp_scratch_dir: a new directory; rwp_remove_dir() removes it. */
 char *rwp_scratch_dir(void);
 void rwp_remove_dir(char *dir);
@@ -83,6 +91,18 @@ char *rwp_make_file(const char *dir, const char *name, uint64_t size);
  */
 RwpVM *rwp_vm_new(const RwpVariant *variant, const char *options,
                   const char *arguments);
+
+/*
+ * Declares vm, and starts it; returns from the test if @variant cannot be had
+ * on this host.
+ */
+#define RWP_VM_TEST(variant, options, arguments)                    \
+    RwpVM *vm;                                                      \
+                                                                    \
+    if (rwp_skip(variant)) {                                        \
+        return;                                                     \
+    }                                                               \
+    vm = rwp_vm_new(variant, options, arguments)
 
 /** rwp_vm_oob: the same, with out-of-band commands enabled. */
 RwpVM *rwp_vm_oob(const RwpVariant *variant, const char *options,
