@@ -11,11 +11,15 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/bswap.h"
+#include <poll.h>
+#include <linux/vm_sockets.h>
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "libqos/virtio-pci.h"
 #include "standard-headers/linux/virtio_blk.h"
 #include "standard-headers/linux/virtio_mem.h"
+#include "standard-headers/linux/virtio_vsock.h"
 #include "rwp/rwp-helpers.h"
 #include "rwp/rwp-slow-file.h"
 
@@ -412,6 +416,179 @@ static void test_free_page_reporting(const void *variant)
     rwp_vm_free(vm);
 }
 
+/* -- a device that the host kernel emulates --------------------------------- */
+
+/* Queues of vsock; virtio specification, 5.10.2.  The last is the events' */
+#define VSOCK_RX 0
+#define VSOCK_TX 1
+#define VSOCK_NB_QUEUES 3
+
+#define VSOCK_PORT 4321
+#define VSOCK_BYTES 4096
+#define VSOCK_PACKET_BYTES (sizeof(struct virtio_vsock_hdr) + VSOCK_BYTES)
+
+/* A connection from the host to the guest, and what the guest answers with */
+typedef struct Vsock {
+    Driver driver;
+    struct virtio_vsock_hdr answer;
+    int fd;
+} Vsock;
+
+/* An address for the guest: the same on all of the host */
+static uint32_t vsock_cid(void)
+{
+    return 0x10000 + getpid();
+}
+
+static bool skip_vhost(void)
+{
+    int fd = open("/dev/vhost-vsock", O_RDWR);
+
+    if (fd < 0) {
+        g_test_skip("the host has no /dev/vhost-vsock");
+        return true;
+    }
+    close(fd);
+    return false;
+}
+
+/* Fill @address with a packet that the device is going to read */
+static void vsock_answer(Vsock *vsock, uint64_t address, uint16_t op,
+                         uint32_t length)
+{
+    vsock->answer.op = cpu_to_le16(op);
+    vsock->answer.len = cpu_to_le32(length);
+    qtest_memwrite(vsock->driver.vm->qts, address, &vsock->answer,
+                   sizeof(vsock->answer));
+}
+
+static uint32_t vsock_queue(Vsock *vsock, int queue, uint64_t address,
+                            uint64_t length)
+{
+    Driver *driver = &vsock->driver;
+    QVirtQueue *vq = driver->vqs[queue];
+    uint32_t head = qvirtqueue_add(driver->vm->qts, vq, address, length,
+                                   queue == VSOCK_RX, false);
+
+    qvirtqueue_kick(driver->vm->qts, &driver->dev->vdev, vq, head);
+    return head;
+}
+
+/* The queues share an interrupt, so this looks at the ring */
+static void vsock_await(Vsock *vsock, int queue, uint32_t head)
+{
+    Driver *driver = &vsock->driver;
+    uint32_t used;
+
+    rwp_assert_soon(qvirtqueue_get_buf(driver->vm->qts, driver->vqs[queue],
+                                       &used, NULL));
+    g_assert_cmpuint(used, ==, head);
+}
+
+static void vsock_connect(Vsock *vsock)
+{
+    struct sockaddr_vm address = {
+        .svm_family = AF_VSOCK,
+        .svm_port = VSOCK_PORT,
+        .svm_cid = VMADDR_CID_ANY,
+    };
+
+    vsock->fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    g_assert_cmpint(vsock->fd, >=, 0);
+    g_assert_cmpint(bind(vsock->fd, (void *)&address, sizeof(address)), ==, 0);
+    address.svm_cid = vsock_cid();
+    g_assert_cmpint(connect(vsock->fd, (void *)&address, sizeof(address)),
+                    ==, -1);
+    g_assert_cmpint(errno, ==, EINPROGRESS);
+}
+
+static void vsock_poll(Vsock *vsock, short events)
+{
+    struct pollfd fd = { .fd = vsock->fd, .events = events };
+
+    g_assert_cmpint(poll(&fd, 1, WAIT_US / 1000), ==, 1);
+    g_assert_cmpint(fd.revents, ==, events);
+}
+
+/* vhost: faults of a thread of the host kernel, in its copies to and fro */
+static void test_vhost(const void *variant)
+{
+    const uint64_t memory = 4 * GiB, request = memory,
+                   received = memory + SIZE / 4,
+                   response = memory + SIZE / 2,
+                   sent = memory + SIZE / 4 * 3;
+    g_autofree char *device = g_strdup_printf(
+        "-device vhost-vsock-pci,guest-cid=%u," SLOT_4, vsock_cid());
+    g_autofree char *arguments = g_strconcat(MORE_MEMORY, device, NULL);
+    g_autofree uint8_t *data = g_malloc(VSOCK_BYTES);
+    g_autofree uint8_t *found = g_malloc(VSOCK_BYTES);
+    struct virtio_vsock_hdr header;
+    Vsock vsock = {
+        .answer = {
+            .src_cid = cpu_to_le64(vsock_cid()),
+            .dst_cid = cpu_to_le64(VMADDR_CID_HOST),
+            .src_port = cpu_to_le32(VSOCK_PORT),
+            .dst_port = cpu_to_le32(VSOCK_PORT),
+            .type = cpu_to_le16(VIRTIO_VSOCK_TYPE_STREAM),
+            .buf_alloc = cpu_to_le32(64 * KiB),
+        },
+    };
+    uint32_t heads[VSOCK_NB_QUEUES], data_head;
+    RwpVM *vm;
+
+    if (skip_more_memory(variant) || skip_vhost()) {
+        return;
+    }
+    vm = rwp_vm_new(variant, "", arguments);
+    add_backend(vm, "dimm", DIMM_BYTES);
+    plug_dimm(vm);
+    driver_start(&vsock.driver, vm, VSOCK_NB_QUEUES - 1);
+
+    /* Its rings are mapped for DMA as long as it runs, so they stay */
+    rwp_job(vm, RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE " ]"),
+            (uint64_t)START, (uint64_t)SIZE);
+    g_assert_cmpuint(rwp_get(vm, "evict.pages"), ==, 0);
+
+    rwp_fill(vm, memory, SIZE, 1);
+    vsock_answer(&vsock, sent, VIRTIO_VSOCK_OP_RW, VSOCK_BYTES);
+    vsock_answer(&vsock, response, VIRTIO_VSOCK_OP_RESPONSE, 0);
+    qtest_memread(vm->qts, sent + sizeof(header), data, VSOCK_BYTES);
+    evict_from(vm, "dimm", 0, SIZE);
+    g_assert_cmpuint(evicted_of(vm, "dimm"), ==, SIZE);
+
+    heads[VSOCK_RX] = vsock_queue(&vsock, VSOCK_RX, request, sizeof(header));
+    data_head = vsock_queue(&vsock, VSOCK_RX, received, VSOCK_PACKET_BYTES);
+    vsock_connect(&vsock);
+    vsock_await(&vsock, VSOCK_RX, heads[VSOCK_RX]);
+    qtest_memread(vm->qts, request, &header, sizeof(header));
+    g_assert_cmpuint(le16_to_cpu(header.op), ==, VIRTIO_VSOCK_OP_REQUEST);
+    g_assert_cmpuint(le32_to_cpu(header.dst_port), ==, VSOCK_PORT);
+
+    heads[VSOCK_TX] = vsock_queue(&vsock, VSOCK_TX, response, sizeof(header));
+    vsock_poll(&vsock, POLLOUT);
+    vsock_await(&vsock, VSOCK_TX, heads[VSOCK_TX]);
+
+    /* To the guest, and from it */
+    g_assert_cmpuint(evicted_of(vm, "dimm"), >, SIZE / 2);
+    g_assert_cmpint(send(vsock.fd, data, VSOCK_BYTES, 0), ==, VSOCK_BYTES);
+    vsock_await(&vsock, VSOCK_RX, data_head);
+    qtest_memread(vm->qts, received + sizeof(header), found, VSOCK_BYTES);
+    g_assert_cmpint(memcmp(found, data, VSOCK_BYTES), ==, 0);
+    memset(found, 0, VSOCK_BYTES);
+    heads[VSOCK_TX] = vsock_queue(&vsock, VSOCK_TX, sent, VSOCK_PACKET_BYTES);
+    vsock_poll(&vsock, POLLIN);
+    g_assert_cmpint(recv(vsock.fd, found, VSOCK_BYTES, 0), ==, VSOCK_BYTES);
+    g_assert_cmpint(memcmp(found, data, VSOCK_BYTES), ==, 0);
+
+    /* The rest of the pages it wrote to, and all others */
+    rwp_check(vm, memory + 64, SIZE / 4 - 64, 1);
+    rwp_check(vm, received + ROUND_UP(VSOCK_PACKET_BYTES, 8),
+              SIZE / 4 - ROUND_UP(VSOCK_PACKET_BYTES, 8), 1);
+    close(vsock.fd);
+    driver_stop(&vsock.driver);
+    rwp_vm_free(vm);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -423,6 +600,7 @@ int main(int argc, char **argv)
     rwp_add_tests("rwp-device", "virtio-mem", test_virtio_mem);
     rwp_add_tests("rwp-device", "free-page-reporting",
                   test_free_page_reporting);
+    rwp_add_tests("rwp-device", "vhost", test_vhost);
 
     return g_test_run();
 }
