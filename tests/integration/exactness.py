@@ -19,12 +19,11 @@ import argparse
 import os
 import random
 import sys
-import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
 from guestvm import (ABI, GuestVM, LIMIT, MIB, PAGE, SCALE, Tap,  # noqa: E402
-                     have_backend, touched_pages, tracked_backends)
+                     have_backend, touched_pages, tracked_backends, wait_for)
 
 RAM = max(64 * MIB // SCALE, 8 * MIB)
 START = 2 * MIB
@@ -52,14 +51,10 @@ def ages_of(guest):
 
 def wait_for_cycle(guest, after):
     """Wait until more than @after cycles are completed; returns how many."""
-    limit = time.monotonic() + LIMIT
-    while True:
+    def more():
         completed = guest.info()['cycle']['completed']
-        if completed > after:
-            return completed
-        if time.monotonic() > limit:
-            raise TimeoutError(f'no cycle was completed after {after}')
-        time.sleep(0.01)
+        return completed if completed > after else None
+    return wait_for(f'a cycle after {after}', more, pause=0.01)
 
 
 class Observer:
