@@ -416,7 +416,7 @@ static void test_free_page_reporting(const void *variant)
     rwp_vm_free(vm);
 }
 
-/* -- a device that the host kernel emulates --------------------------------- */
+/* -- a device that the host kernel emulates -------------------------------- */
 
 /* Queues of vsock; virtio specification, 5.10.2.  The last is the events' */
 #define VSOCK_RX 0
