@@ -34,7 +34,7 @@ MANY_PAGES = 2560
 # Place in the page, of each CPU
 PLACES = (0, 64)
 DELAY_NS = 20000000
-# How often to go through a window at least, and at most
+# How often to hit a window at least, and how many jobs that takes at most
 TIMES = 10
 MOST = 400
 
@@ -62,15 +62,18 @@ WINDOWS = (
     ('punch', 'eagain', lambda info: info['fetch']['fault']),
 )
 
+# The others are of a fetch
+EVICTION = ('delay-claim', 'delay-stage', 'delay-hold', 'delay-punch',
+            'delay-wake')
+
 # The step left out, with the window that it guards
 BROKEN = ('skip-hold,delay-punch', 'skip-rescan,delay-stage',
           'early-wake,delay-punch')
 
 
 def pages_for(steps):
-    """Enough for some to be gone, unless the window is before that."""
-    before = ('delay-claim', 'delay-stage', 'delay-hold')
-    return PAGES if any(step in steps for step in before) else MANY_PAGES
+    return MANY_PAGES if 'delay-punch' in steps or 'delay-wake' in steps \
+        else PAGES
 
 
 def evict(guest, pages=PAGES):
@@ -85,14 +88,29 @@ def start_writers(guest, pages):
         guest.mode(cpu, 'COUNT')
 
 
+def idle(guest):
+    for cpu in range(len(PLACES)):
+        guest.mode(cpu, 'IDLE')
+
+
+def start_fetching(guest, pages):
+    """The writers begin with pages that are all gone."""
+    start_writers(guest, pages)
+    for cpu in range(len(PLACES)):
+        guest.wait_field(cpu, 'ROUNDS', lambda value: value > 0)
+    idle(guest)
+    evict(guest, pages)
+    for cpu in range(len(PLACES)):
+        guest.mode(cpu, 'COUNT')
+
+
 def mismatch(guest):
     return guest.mismatch(0) or guest.mismatch(1)
 
 
 def verify(guest, pages):
     """Compare all pages from inside, fetched by touch and by a job."""
-    for cpu in range(len(PLACES)):
-        guest.mode(cpu, 'IDLE')
+    idle(guest)
     for by_job in (False, True):
         evict(guest, pages)
         if by_job:
@@ -107,11 +125,13 @@ def check_window(tap, backend, pager, window, hits):
     name = f'{pager} {window}'
     pages = pages_for(window)
     with GuestVM(backend, RAM, cpus=2, env={'RWP_INJECT': window}) as guest:
-        start_writers(guest, pages)
+        start = start_writers if window in EVICTION else start_fetching
+        start(guest, pages)
         for number in range(MOST):
             evict(guest, pages)
             info = guest.info()
-            if mismatch(guest) or number >= TIMES and hits(info) >= TIMES:
+            batches = (number + 1) * pages // PAGES
+            if mismatch(guest) or min(batches, hits(info)) >= TIMES:
                 break
         found = mismatch(guest) or verify(guest, pages)
         tap.check(not found, f'{name}: nothing is lost', found or '')
