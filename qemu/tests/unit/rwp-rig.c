@@ -13,7 +13,7 @@
 #include "block/block.h"
 #include "qom/object.h"
 #include "rwp-rig.h"
-#include "rwp-seed.h"
+#include "rwp-random.h"
 
 #define OWNER_TYPE "container"
 #define MEMORY_BYTES ((uint64_t)FAKE_NB_PAGES * FAKE_PAGE_SIZE)
@@ -201,6 +201,17 @@ Job *rig_evict_by_age(Rig *rig, uint8_t min_age, uint64_t pages)
 
     rwp_state_need_store(rig->s, NULL, &error_abort);
     return start_job(rig, &options, rwp_evict_start);
+}
+
+Job *rig_evict_begin(Rig *rig, uint64_t count)
+{
+    Job *job;
+
+    fake_store_close_gate(FAKE_STORE_WRITE);
+    rig_add_range(rig, 0, count);
+    job = rig_evict(rig);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_WRITE) == 1);
+    return job;
 }
 
 void rig_set_speed(uint64_t new_speed)

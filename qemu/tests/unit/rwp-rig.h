@@ -103,6 +103,12 @@ Job *rig_evict(Rig *rig);
 Job *rig_fetch(Rig *rig);
 Job *rig_evict_by_age(Rig *rig, uint8_t min_age, uint64_t pages);
 
+/**
+ * rig_evict_begin: evict pages [0, @count), one batch, until they are being
+ * written.  That ends when the gate of writes is opened.
+ */
+Job *rig_evict_begin(Rig *rig, uint64_t count);
+
 /** rig_set_speed: of jobs that are started later, bytes per second. */
 void rig_set_speed(uint64_t speed);
 

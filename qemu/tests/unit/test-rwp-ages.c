@@ -13,7 +13,7 @@
 #include "qemu/thread.h"
 #include "qapi/error.h"
 #include "system/rwp/ages.h"
-#include "rwp-seed.h"
+#include "rwp-random.h"
 
 /* Of ages.c; the tests hold with any, but look for errors around these */
 #define BLOCK_PAGES 16384
@@ -195,35 +195,12 @@ static void check_all(Fixture *f)
     check_histogram(f);
 }
 
-/* Ranges of all sizes, often beginning or ending at a block's border */
-static void random_range(Fixture *f, uint64_t *first, uint64_t *count)
-{
-    uint64_t a = g_rand_int_range(f->rand, 0, f->nb_pages);
-    uint64_t b = g_rand_int_range(f->rand, 0, f->nb_pages + 1);
-
-    switch (g_rand_int_range(f->rand, 0, 4)) {
-    case 0:
-        a = QEMU_ALIGN_DOWN(a, BLOCK_PAGES);
-        break;
-    case 1:
-        b = QEMU_ALIGN_DOWN(b, BLOCK_PAGES);
-        break;
-    case 2:
-        b = MIN(a + g_rand_int_range(f->rand, 0, 20), f->nb_pages);
-        break;
-    default:
-        break;
-    }
-    *first = MIN(a, b);
-    *count = MAX(a, b) - *first;
-}
-
 static void random_step(Fixture *f)
 {
     uint64_t first, count;
     int what = g_rand_int_range(f->rand, 0, 100);
 
-    random_range(f, &first, &count);
+    rwp_random_range(f->rand, f->nb_pages, BLOCK_PAGES, &first, &count);
     if (what < 45) {
         tick(f, first, count);
     } else if (what < 55) {
@@ -254,7 +231,7 @@ static void test_random(void)
         random_step(&f);
         check_all(&f);
 
-        random_range(&f, &first, &count);
+        rwp_random_range(f.rand, f.nb_pages, BLOCK_PAGES, &first, &count);
         check_runs(&f, first, first + count, min_age, max_age);
         check_sums(&f, min_age);
         if (step % 20 == 0) {

@@ -449,10 +449,7 @@ static void test_spurious(const RigKind *kind)
     rig_check(rig, 0, 10);
     g_assert_cmphex(fake_read(101), ==, 0);
 
-    fake_store_close_gate(FAKE_STORE_WRITE);
-    rig_add_range(rig, 0, 10);
-    job = rig_evict(rig);
-    RIG_WAIT(fake_store_waiting(FAKE_STORE_WRITE) == 1);
+    job = rig_evict_begin(rig, 10);
     for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
         fake_post(i, flags[i]);         /* STAGED */
     }
@@ -595,10 +592,7 @@ static void test_no_memory_give_back(const RigKind *kind)
 
     rig_fill(0, 10);
     fake_fail(FAKE_GIVE_BACK, 5, 2, -ENOMEM);
-    fake_store_close_gate(FAKE_STORE_WRITE);
-    rig_add_range(rig, 0, 10);
-    job = rig_evict(rig);
-    RIG_WAIT(fake_store_waiting(FAKE_STORE_WRITE) == 1);
+    job = rig_evict_begin(rig, 10);
     rig_check(rig, 5, 1);
     fake_fail(FAKE_GIVE_BACK, 7, 2, -ENOMEM);
     fake_store_fail(FAKE_STORE_WRITE, 1, -EIO);

@@ -12,7 +12,7 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "system/rwp/pages.h"
-#include "rwp-seed.h"
+#include "rwp-random.h"
 
 #define CHUNK_PAGES 256
 
@@ -176,29 +176,6 @@ static void check_all(Fixture *f)
     }
 }
 
-/* Ranges of all sizes, often beginning or ending at a chunk's border */
-static void random_range(Fixture *f, uint64_t *first, uint64_t *count)
-{
-    uint64_t a = g_rand_int_range(f->rand, 0, f->nb_pages);
-    uint64_t b = g_rand_int_range(f->rand, 0, f->nb_pages + 1);
-
-    switch (g_rand_int_range(f->rand, 0, 4)) {
-    case 0:
-        a = QEMU_ALIGN_DOWN(a, CHUNK_PAGES);
-        break;
-    case 1:
-        b = QEMU_ALIGN_DOWN(b, CHUNK_PAGES);
-        break;
-    case 2:
-        b = MIN(a + g_rand_int_range(f->rand, 0, 20), f->nb_pages);
-        break;
-    default:
-        break;
-    }
-    *first = MIN(a, b);
-    *count = MAX(a, b) - *first;
-}
-
 static RwpPage random_follower(Fixture *f, RwpPage from)
 {
     RwpPage to;
@@ -240,7 +217,7 @@ static void test_random(void)
         uint64_t first, count;
         int what = g_rand_int_range(f.rand, 0, 100);
 
-        random_range(&f, &first, &count);
+        rwp_random_range(f.rand, f.nb_pages, CHUNK_PAGES, &first, &count);
         if (what < 80) {
             random_moves(&f, first, count);
         } else if (what < 90) {
@@ -250,7 +227,7 @@ static void test_random(void)
         }
         check_all(&f);
 
-        random_range(&f, &first, &count);
+        rwp_random_range(f.rand, f.nb_pages, CHUNK_PAGES, &first, &count);
         check_runs(&f, first, first + count,
                    g_rand_int_range(f.rand, 0, RWP_PAGE__MAX));
     }

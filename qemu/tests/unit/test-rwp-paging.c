@@ -230,10 +230,7 @@ static void test_touch_in_write(const RigKind *kind)
     Job *job;
 
     rig_fill(0, 10);
-    fake_store_close_gate(FAKE_STORE_WRITE);
-    rig_add_range(rig, 0, 10);
-    job = rig_evict(rig);
-    RIG_WAIT(fake_store_waiting(FAKE_STORE_WRITE) == 1);
+    job = rig_evict_begin(rig, 10);
     rig_expect(rig, 0, 10, RWP_PAGE_STAGED);
     g_assert_cmpint(fake_present(5), ==, rig_stays(rig));
 
@@ -272,10 +269,7 @@ static void test_rearmed(const RigKind *kind)
     rig_fill(0, 10);
     g_assert(rwp_state_start(rig->s, &error_abort));
     rwp_scanner_start(rig->s->scanner, RWP_INTERVAL_MIN);
-    fake_store_close_gate(FAKE_STORE_WRITE);
-    rig_add_range(rig, 0, 10);
-    job = rig_evict(rig);
-    RIG_WAIT(fake_store_waiting(FAKE_STORE_WRITE) == 1);
+    job = rig_evict_begin(rig, 10);
 
     fake_write(5, NEW_VALUE);
     cycle = cycles(rig);
@@ -370,11 +364,8 @@ static void test_write_error_touched(const RigKind *kind)
     Job *job;
 
     rig_fill(0, 10);
-    fake_store_close_gate(FAKE_STORE_WRITE);
     fake_store_fail(FAKE_STORE_WRITE, 1, -EIO);
-    rig_add_range(rig, 0, 10);
-    job = rig_evict(rig);
-    RIG_WAIT(fake_store_waiting(FAKE_STORE_WRITE) == 1);
+    job = rig_evict_begin(rig, 10);
     fake_write(5, NEW_VALUE);
     rig_quiet(rig);
     rig_discard(rig, 6, 1);

@@ -61,10 +61,7 @@ static void test_discard_staged(const RigKind *kind)
     Job *job;
 
     rig_fill(0, 10);
-    fake_store_close_gate(FAKE_STORE_WRITE);
-    rig_add_range(rig, 0, 10);
-    job = rig_evict(rig);
-    RIG_WAIT(fake_store_waiting(FAKE_STORE_WRITE) == 1);
+    job = rig_evict_begin(rig, 10);
     rig_discard(rig, 5, 1);
     fake_store_open_gate(FAKE_STORE_WRITE);
     g_assert_cmpint(rig_wait(job), ==, 0);

@@ -12,7 +12,7 @@
 #include "qemu/thread.h"
 #include "qapi/error.h"
 #include "system/rwp/pages.h"
-#include "rwp-seed.h"
+#include "rwp-random.h"
 
 #define CHUNK_PAGES 256
 #define NB_THREADS 8
