@@ -68,6 +68,20 @@ strList *rwp_memory_feature_names(uint64_t features)
     return list;
 }
 
+/*
+ * To fill a huge page from memory that is not mapped takes the kernel another
+ * huge page for a moment.  That may be one which was evicted, and is about to
+ * be filled: then there is none for it.
+ */
+static void map_zero_page(RwpMemory *mem)
+{
+    const volatile uint8_t *bytes = mem->zero_page;
+
+    for (uint64_t i = 0; i < mem->page_size; i += qemu_real_host_page_size()) {
+        (void)bytes[i];
+    }
+}
+
 RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
                            const RwpPagerOps *pager, void *host,
                            uint64_t size, uint64_t page_size, int fd,
@@ -111,6 +125,7 @@ RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
         close(mem->uffd);
         return NULL;
     }
+    map_zero_page(mem);
     mem->chunk_modes = g_new0(uint64_t, rwp_memory_nb_chunks(mem));
     return g_steal_pointer(&mem);
 }
