@@ -38,15 +38,15 @@ def guest_pages(seed, density):
             for page in touched_pages(PAGES, seed, density)}
 
 
+def pages_of(run):
+    first = run['offset'] // PAGE
+    return range(first, first + run['length'] // PAGE)
+
+
 def ages_of(guest):
     """The age of each page that has one."""
-    ages = {}
-    for run in guest.map():
-        if 'age' in run:
-            first = run['offset'] // PAGE
-            for page in range(first, first + run['length'] // PAGE):
-                ages[page] = run['age']
-    return ages
+    return {page: run['age'] for run in guest.map() if 'age' in run
+            for page in pages_of(run)}
 
 
 def wait_for_cycle(guest, after):
@@ -65,6 +65,7 @@ class Observer:
         self.tap = tap
         self.interval = FIRST_INTERVAL
         self.completed = 0
+        self.cold = set()       # what a map with min-age has, in that cycle
 
     def start(self):
         self.guest.qmp('rwp-track-start', id='mem0', interval=self.interval)
@@ -84,7 +85,7 @@ class Observer:
     def full_cycle(self):
         """
         The ages right after a cycle in which the guest went through its set
-        at least twice, and the figures of the same moment.
+        at least twice, and the figures and cold pages of the same moment.
         """
         guest = self.guest
         while True:
@@ -92,10 +93,14 @@ class Observer:
             rounds = guest.get(0, 'ROUNDS')
             self.completed = wait_for_cycle(guest, before)
             enough = guest.get(0, 'ROUNDS') >= rounds + 2
-            ages = ages_of(guest)
             info = guest.info()
-            if info['cycle']['completed'] != self.completed or \
-               self.completed != before + 1:
+            ages = ages_of(guest)
+            self.cold = {page for run in guest.map(min_age=1)
+                         for page in pages_of(run)}
+            # At the end of the next cycle ages change before it is counted
+            after = guest.info()
+            if after['cycle']['completed'] != self.completed or \
+               after['ages'] != info['ages'] or self.completed != before + 1:
                 # Too slow to look at one cycle
                 self.slow_down()
             elif enough:
@@ -154,17 +159,8 @@ def check_hot_set(tap, name, mode, backend, rng):
         tap.check(histogram == expected,
                   f'{name}: the histogram is that of the map',
                   '' if histogram == expected else f'{histogram} {expected}')
-        check_cold_map(tap, name, guest, everything - truth)
-
-
-def check_cold_map(tap, name, guest, cold):
-    """What query-rwp-map leaves over with min-age is never touched."""
-    found = set()
-    for run in guest.map(min_age=1):
-        first = run['offset'] // PAGE
-        found |= set(range(first, first + run['length'] // PAGE))
-    # A cycle may have ended meanwhile; it can only find the same
-    compare(tap, f'{name}: cold pages are the others', found, cold)
+        compare(tap, f'{name}: cold pages are the others', observer.cold,
+                everything - truth)
 
 
 def ages_after_change(guest, observer, first_seed, second_seed):
