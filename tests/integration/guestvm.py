@@ -14,6 +14,7 @@ Every wait has a limit (LIMIT seconds without any progress), which is there to
 end a test that hangs; no test passes or fails by how long something took.
 """
 
+import glob
 import os
 import re
 import shutil
@@ -223,6 +224,21 @@ class GuestVM:
     def set(self, cpu, field, value):
         self.command(f'writel 0x{self._address(cpu, field):x} 0x{value:x}')
 
+    def standstill(self):
+        """What to know of a guest that does not go on, as text."""
+        report = [f'serial port: {self.serial()!r}', str(self.info()['fetch'])]
+        report += [str(run) for run in self.map() if run['state'] == 'moving']
+        for task in sorted(glob.glob(f'/proc/{self.vm.get_pid()}/task/*')):
+            # Of a thread that ends meanwhile there is nothing to know
+            for name in ('comm', 'wchan', 'stack'):
+                try:
+                    with open(os.path.join(task, name),
+                              encoding='ascii') as file:
+                        report.append(' '.join(file.read().split()))
+                except OSError:
+                    pass
+        return '; '.join(report)
+
     def wait_field(self, cpu, field, condition):
         """Wait until the field is as wanted; it must keep changing."""
         value = last = self.get(cpu, field)
@@ -233,7 +249,7 @@ class GuestVM:
                 limit = time.monotonic() + LIMIT
             if time.monotonic() > limit:
                 raise TimeoutError(f'{field} of CPU {cpu} stays {value}; '
-                                   f'serial port: {self.serial()!r}')
+                                   + self.standstill())
             if self.get(cpu, 'BAD'):
                 raise AssertionError(self.mismatch(cpu))
             time.sleep(0.01)
