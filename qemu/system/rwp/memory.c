@@ -8,6 +8,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/atomic.h"
 #include "qemu/bitops.h"
 #include "qemu/units.h"
 #include "qemu/userfaultfd.h"
@@ -75,10 +76,10 @@ strList *rwp_memory_feature_names(uint64_t features)
  */
 static void map_zero_page(RwpMemory *mem)
 {
-    const volatile uint8_t *bytes = mem->zero_page;
+    const uint8_t *bytes = mem->zero_page;
 
     for (uint64_t i = 0; i < mem->page_size; i += qemu_real_host_page_size()) {
-        (void)bytes[i];
+        (void)qatomic_read(bytes + i);
     }
 }
 
