@@ -268,7 +268,7 @@ void rwp_state_settle(RwpState *s)
     }
     rwp_checksums_trim(s->checksums, 0, s->mem->nb_pages);
     rwp_guard_leave(s);
-    if (s->store && !s->store_is_own) {
+    if (s->store && !s->store_is_own && !s->ending) {
         /* Closing can run bottom halves, and so come here again */
         rwp_store_close(g_steal_pointer(&s->store));
     }
@@ -316,8 +316,15 @@ static void state_shutdown(Notifier *notifier, void *data)
     RwpState *s = container_of(notifier, RwpState, shutdown_notifier);
     RwpQuitPhase phase = RWP_QUIT_BEGUN;
 
-    if (!s->faults || !rwp_pages_away(s->pages) ||
-        shutdown_action == SHUTDOWN_ACTION_PAUSE) {
+    if (shutdown_action == SHUTDOWN_ACTION_PAUSE) {
+        return;
+    }
+    /*
+     * QEMU is going to close all stores, and walks over them while bottom
+     * halves run: what is closed by one then is freed under its feet.
+     */
+    s->ending = true;
+    if (!s->faults || !rwp_pages_away(s->pages)) {
         return;
     }
     /* A vCPU may wait for a page of any of them */

@@ -99,6 +99,7 @@ struct RwpState {
     /* Main loop only */
     bool store_is_own;          /* stays when nothing is evicted any more */
     bool active;                /* the kernel reports faults */
+    bool ending;                /* QEMU was told to end: it closes the store */
     Job *job;
     Error *migration_blocker;
     Error *cpr_blocker;
