@@ -69,20 +69,6 @@ strList *rwp_memory_feature_names(uint64_t features)
     return list;
 }
 
-/*
- * To fill a huge page from memory that is not mapped takes the kernel another
- * huge page for a moment.  That may be one which was evicted, and is about to
- * be filled: then there is none for it.
- */
-static void map_zero_page(RwpMemory *mem)
-{
-    const uint8_t *bytes = mem->zero_page;
-
-    for (uint64_t i = 0; i < mem->page_size; i += qemu_real_host_page_size()) {
-        (void)qatomic_read(bytes + i);
-    }
-}
-
 RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
                            const RwpPagerOps *pager, void *host,
                            uint64_t size, uint64_t page_size, int fd,
@@ -126,7 +112,6 @@ RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
         close(mem->uffd);
         return NULL;
     }
-    map_zero_page(mem);
     mem->chunk_modes = g_new0(uint64_t, rwp_memory_nb_chunks(mem));
     return g_steal_pointer(&mem);
 }
@@ -369,12 +354,27 @@ int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
     return fill(mem, first, count, buf);
 }
 
+/*
+ * To fill a huge page from memory that is not mapped takes the kernel another
+ * huge page for a moment.  That may be one which was evicted, and is about to
+ * be filled: then there is none for it.
+ */
+static void map_zero_page(RwpMemory *mem)
+{
+    const uint8_t *bytes = mem->zero_page;
+
+    for (uint64_t i = 0; i < mem->page_size; i += qemu_real_host_page_size()) {
+        (void)qatomic_read(bytes + i);
+    }
+}
+
 int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count)
 {
     if (mem->page_size == qemu_real_host_page_size()) {
         return fill(mem, first, count, NULL);
     }
     /* The kernel has no zero page of that size */
+    map_zero_page(mem);
     for (uint64_t i = 0; i < count; i++) {
         int ret = fill(mem, first + i, 1, mem->zero_page);
 
