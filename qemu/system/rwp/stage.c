@@ -138,7 +138,6 @@ static void keep_huge_run(void *opaque, uint64_t first, uint64_t count)
     while (pos < end) {
         uint64_t in_huge = (batch->first + pos + skew) % huge;
         uint64_t len = MIN(huge - in_huge, end - pos);
-
         uint64_t wanted = bitmap_count_one_with_offset(batch->wanted, pos,
                                                        len);
 
