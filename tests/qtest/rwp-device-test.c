@@ -197,8 +197,8 @@ static void test_iothread(const void *variant)
     uint64_t from = START, to = START + SIZE / 2;
     Driver driver;
     RWP_VM_TEST(variant, "", "-object iothread,id=io "
-            "-blockdev file,node-name=disk,filename=%s/store1 "
-            "-device virtio-blk-pci,drive=disk,iothread=io," SLOT_4);
+                "-blockdev file,node-name=disk,filename=%s/store1 "
+                "-device virtio-blk-pci,drive=disk,iothread=io," SLOT_4);
 
     driver_start(&driver, vm, 0);
     rwp_fill(vm, START, SIZE, 1);
@@ -396,7 +396,7 @@ static void test_free_page_reporting(const void *variant)
     Driver driver;
     uint32_t head;
     RWP_VM_TEST(variant, "",
-            "-device virtio-balloon-pci,free-page-reporting=on," SLOT_4);
+                "-device virtio-balloon-pci,free-page-reporting=on," SLOT_4);
 
     driver_start(&driver, vm, REPORTING_QUEUE);
     rwp_fill(vm, START, SIZE, 1);

@@ -49,12 +49,8 @@ static void check_event(RwpVM *vm, const char *operation, const char *node,
 static void test_read_once(const void *opaque)
 {
     const RwpVariant *variant = opaque;
-    RwpVM *vm;
+    RWP_VM_TEST(variant, "", BAD_NODE("read"));
 
-    if (rwp_skip(variant)) {
-        return;
-    }
-    vm = rwp_vm_new(variant, "", BAD_NODE("read"));
     rwp_fill(vm, START, SIZE, 1);
     rwp_job(vm, EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
 
@@ -72,12 +68,8 @@ static void test_fetch_job(const void *opaque)
 {
     const RwpVariant *variant = opaque;
     g_autofree char *error = NULL;
-    RwpVM *vm;
+    RWP_VM_TEST(variant, "", BAD_NODE("read"));
 
-    if (rwp_skip(variant)) {
-        return;
-    }
-    vm = rwp_vm_new(variant, "", BAD_NODE("read"));
     rwp_fill(vm, START, SIZE, 1);
     rwp_job(vm, EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
     qtest_qmp_assert_success(vm->qts, RWP_FETCH());
@@ -98,12 +90,8 @@ static void test_write(const void *opaque)
 {
     const RwpVariant *variant = opaque;
     g_autofree char *error = NULL;
-    RwpVM *vm;
+    RWP_VM_TEST(variant, "", BAD_NODE("write"));
 
-    if (rwp_skip(variant)) {
-        return;
-    }
-    vm = rwp_vm_new(variant, "", BAD_NODE("write"));
     rwp_fill(vm, START, SIZE, 1);
     qtest_qmp_assert_success(vm->qts, EVICT_TO("bad"), (uint64_t)START,
                              (uint64_t)SIZE);

@@ -369,9 +369,9 @@ static void test_job(const void *variant)
 static void test_store_fails(const void *variant)
 {
     RWP_VM_TEST(variant, "",
-            "-blockdev driver=blkdebug,node-name=bad,image.driver=file,"
-            "image.filename=%s/store1,inject-error.0.event=none,"
-            "inject-error.0.iotype=read,inject-error.0.once=on");
+                "-blockdev driver=blkdebug,node-name=bad,image.driver=file,"
+                "image.filename=%s/store1,inject-error.0.event=none,"
+                "inject-error.0.iotype=read,inject-error.0.once=on");
 
     rwp_fill(vm, START, SIZE, 1);
     rwp_job(vm, RWP_EVICT("'target': 'bad', 'ranges': [ " RWP_RANGE " ]"),
@@ -464,7 +464,8 @@ static void run_job(RwpVM *vm, const char *command)
 static void test_snapshot(const void *variant)
 {
     Figures figures;
-    RWP_VM_TEST(variant, "", "-blockdev file,node-name=file,filename=%s/store1");
+    RWP_VM_TEST(variant, "",
+                "-blockdev file,node-name=file,filename=%s/store1");
 
     run_job(vm, "{ 'execute': 'blockdev-create', 'arguments': { "
             "'job-id': 'job1', 'options': { 'driver': 'qcow2', "

@@ -361,12 +361,7 @@ int main(int argc, char **argv)
     qtest_add_func("/rwp-store/drain/worker", test_drain_worker);
     qtest_add_func("/rwp-store/quit/main-loop", test_quit_main_loop);
     qtest_add_func("/rwp-store/quit/worker", test_quit_worker);
-    for (size_t i = 0; i < rwp_nb_variants; i++) {
-        g_autofree char *path = g_strdup_printf("/rwp-store/mapped/%s",
-                                                rwp_variants[i].name);
-
-        qtest_add_data_func(path, &rwp_variants[i], test_mapped);
-    }
+    rwp_add_tests("rwp-store", "mapped", test_mapped);
 
     return g_test_run();
 }

@@ -313,13 +313,9 @@ static void test_ages(const void *opaque)
     uint64_t interval = 200;
     uint64_t hot = 0, older = 0, all;
     QListEntry *entry;
-    RwpVM *vm;
     QDict *info;
+    RWP_VM_TEST(variant, "", "");
 
-    if (rwp_skip(variant)) {
-        return;
-    }
-    vm = rwp_vm_new(variant, "", "");
     rwp_fill(vm, RWP_TEST_START, RWP_TEST_SIZE, 1);
     info = touch_in_one_cycle(vm, &interval);
     QLIST_FOREACH_ENTRY(qdict_get_qlist(info, "ages"), entry) {
@@ -520,14 +516,7 @@ int main(int argc, char **argv)
     qtest_add_func("/rwp/property-errors", test_property_errors);
     qtest_add_func("/rwp/start-errors", test_start_errors);
     qtest_add_func("/rwp/track", test_track);
-    for (size_t i = 0; i < rwp_nb_variants; i++) {
-        if (rwp_variants[i].has_ages) {
-            g_autofree char *path = g_strdup_printf("/rwp/ages/%s",
-                                                    rwp_variants[i].name);
-
-            qtest_add_data_func(path, &rwp_variants[i], test_ages);
-        }
-    }
+    rwp_add_age_tests("rwp", "ages", test_ages);
     qtest_add_func("/rwp/map", test_map);
     qtest_add_func("/rwp/hmp", test_hmp);
 

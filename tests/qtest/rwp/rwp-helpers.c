@@ -29,7 +29,6 @@ const RwpVariant rwp_variants[] = {
     { "rwp-punch", "tracker=rwp,backing=memfd", 4 * KiB, true, true },
     { "hugetlb", "hugetlb=on,hugetlbsize=2M", 2 * MiB, true, false },
 };
-const size_t rwp_nb_variants = ARRAY_SIZE(rwp_variants);
 
 static int huge_pages(const char *which)
 {

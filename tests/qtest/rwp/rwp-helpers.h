@@ -46,7 +46,6 @@ typedef struct RwpVariant {
 } RwpVariant;
 
 extern const RwpVariant rwp_variants[];
-extern const size_t rwp_nb_variants;
 
 /* The one that always exists, if any does */
 #define RWP_DEFAULT_VARIANT (&rwp_variants[0])
