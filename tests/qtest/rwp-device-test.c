@@ -510,19 +510,60 @@ static void vsock_poll(Vsock *vsock, short events)
     g_assert_cmpint(fd.revents, ==, events);
 }
 
+/* The memory of the DIMM, and where in it the packets are */
+#define VSOCK_MEMORY (4 * GiB)
+#define VSOCK_REQUEST VSOCK_MEMORY
+#define VSOCK_RECEIVED (VSOCK_MEMORY + SIZE / 4)
+#define VSOCK_RESPONSE (VSOCK_MEMORY + SIZE / 2)
+#define VSOCK_SENT (VSOCK_MEMORY + SIZE / 4 * 3)
+
+/* The host connects to the guest, which takes the call */
+static void vsock_call(Vsock *vsock)
+{
+    QTestState *qts = vsock->driver.vm->qts;
+    struct virtio_vsock_hdr header;
+    uint32_t head;
+
+    head = vsock_queue(vsock, VSOCK_RX, VSOCK_REQUEST, sizeof(header));
+    vsock_connect(vsock);
+    vsock_await(vsock, VSOCK_RX, head);
+    qtest_memread(qts, VSOCK_REQUEST, &header, sizeof(header));
+    g_assert_cmpuint(le16_to_cpu(header.op), ==, VIRTIO_VSOCK_OP_REQUEST);
+    g_assert_cmpuint(le32_to_cpu(header.dst_port), ==, VSOCK_PORT);
+
+    head = vsock_queue(vsock, VSOCK_TX, VSOCK_RESPONSE, sizeof(header));
+    vsock_poll(vsock, POLLOUT);
+    vsock_await(vsock, VSOCK_TX, head);
+}
+
+/* @data goes to the guest, and comes from it, where it is already */
+static void vsock_transfer(Vsock *vsock, const uint8_t *data)
+{
+    g_autofree uint8_t *found = g_malloc(VSOCK_BYTES);
+    uint32_t head;
+
+    head = vsock_queue(vsock, VSOCK_RX, VSOCK_RECEIVED, VSOCK_PACKET_BYTES);
+    g_assert_cmpint(send(vsock->fd, data, VSOCK_BYTES, 0), ==, VSOCK_BYTES);
+    vsock_await(vsock, VSOCK_RX, head);
+    qtest_memread(vsock->driver.vm->qts,
+                  VSOCK_RECEIVED + sizeof(struct virtio_vsock_hdr), found,
+                  VSOCK_BYTES);
+    g_assert_cmpint(memcmp(found, data, VSOCK_BYTES), ==, 0);
+
+    memset(found, 0, VSOCK_BYTES);
+    vsock_queue(vsock, VSOCK_TX, VSOCK_SENT, VSOCK_PACKET_BYTES);
+    vsock_poll(vsock, POLLIN);
+    g_assert_cmpint(recv(vsock->fd, found, VSOCK_BYTES, 0), ==, VSOCK_BYTES);
+    g_assert_cmpint(memcmp(found, data, VSOCK_BYTES), ==, 0);
+}
+
 /* vhost: faults of a thread of the host kernel, in its copies to and fro */
 static void test_vhost(const void *variant)
 {
-    const uint64_t memory = 4 * GiB, request = memory,
-                   received = memory + SIZE / 4,
-                   response = memory + SIZE / 2,
-                   sent = memory + SIZE / 4 * 3;
     g_autofree char *device = g_strdup_printf(
         "-device vhost-vsock-pci,guest-cid=%u," SLOT_4, vsock_cid());
     g_autofree char *arguments = g_strconcat(MORE_MEMORY, device, NULL);
     g_autofree uint8_t *data = g_malloc(VSOCK_BYTES);
-    g_autofree uint8_t *found = g_malloc(VSOCK_BYTES);
-    struct virtio_vsock_hdr header;
     Vsock vsock = {
         .answer = {
             .src_cid = cpu_to_le64(vsock_cid()),
@@ -533,7 +574,7 @@ static void test_vhost(const void *variant)
             .buf_alloc = cpu_to_le32(64 * KiB),
         },
     };
-    uint32_t heads[VSOCK_NB_QUEUES], data_head;
+    uint64_t used = ROUND_UP(VSOCK_PACKET_BYTES, 8);
     RwpVM *vm;
 
     if (skip_more_memory(variant) || skip_vhost()) {
@@ -549,41 +590,21 @@ static void test_vhost(const void *variant)
             (uint64_t)START, (uint64_t)SIZE);
     g_assert_cmpuint(rwp_get(vm, "evict.pages"), ==, 0);
 
-    rwp_fill(vm, memory, SIZE, 1);
-    vsock_answer(&vsock, sent, VIRTIO_VSOCK_OP_RW, VSOCK_BYTES);
-    vsock_answer(&vsock, response, VIRTIO_VSOCK_OP_RESPONSE, 0);
-    qtest_memread(vm->qts, sent + sizeof(header), data, VSOCK_BYTES);
+    rwp_fill(vm, VSOCK_MEMORY, SIZE, 1);
+    vsock_answer(&vsock, VSOCK_SENT, VIRTIO_VSOCK_OP_RW, VSOCK_BYTES);
+    vsock_answer(&vsock, VSOCK_RESPONSE, VIRTIO_VSOCK_OP_RESPONSE, 0);
+    qtest_memread(vm->qts, VSOCK_SENT + sizeof(vsock.answer), data,
+                  VSOCK_BYTES);
     evict_from(vm, "dimm", 0, SIZE);
     g_assert_cmpuint(evicted_of(vm, "dimm"), ==, SIZE);
 
-    heads[VSOCK_RX] = vsock_queue(&vsock, VSOCK_RX, request, sizeof(header));
-    data_head = vsock_queue(&vsock, VSOCK_RX, received, VSOCK_PACKET_BYTES);
-    vsock_connect(&vsock);
-    vsock_await(&vsock, VSOCK_RX, heads[VSOCK_RX]);
-    qtest_memread(vm->qts, request, &header, sizeof(header));
-    g_assert_cmpuint(le16_to_cpu(header.op), ==, VIRTIO_VSOCK_OP_REQUEST);
-    g_assert_cmpuint(le32_to_cpu(header.dst_port), ==, VSOCK_PORT);
-
-    heads[VSOCK_TX] = vsock_queue(&vsock, VSOCK_TX, response, sizeof(header));
-    vsock_poll(&vsock, POLLOUT);
-    vsock_await(&vsock, VSOCK_TX, heads[VSOCK_TX]);
-
-    /* To the guest, and from it */
+    vsock_call(&vsock);
     g_assert_cmpuint(evicted_of(vm, "dimm"), >, SIZE / 2);
-    g_assert_cmpint(send(vsock.fd, data, VSOCK_BYTES, 0), ==, VSOCK_BYTES);
-    vsock_await(&vsock, VSOCK_RX, data_head);
-    qtest_memread(vm->qts, received + sizeof(header), found, VSOCK_BYTES);
-    g_assert_cmpint(memcmp(found, data, VSOCK_BYTES), ==, 0);
-    memset(found, 0, VSOCK_BYTES);
-    heads[VSOCK_TX] = vsock_queue(&vsock, VSOCK_TX, sent, VSOCK_PACKET_BYTES);
-    vsock_poll(&vsock, POLLIN);
-    g_assert_cmpint(recv(vsock.fd, found, VSOCK_BYTES, 0), ==, VSOCK_BYTES);
-    g_assert_cmpint(memcmp(found, data, VSOCK_BYTES), ==, 0);
+    vsock_transfer(&vsock, data);
 
     /* The rest of the pages it wrote to, and all others */
-    rwp_check(vm, memory + 64, SIZE / 4 - 64, 1);
-    rwp_check(vm, received + ROUND_UP(VSOCK_PACKET_BYTES, 8),
-              SIZE / 4 - ROUND_UP(VSOCK_PACKET_BYTES, 8), 1);
+    rwp_check(vm, VSOCK_REQUEST + 64, SIZE / 4 - 64, 1);
+    rwp_check(vm, VSOCK_RECEIVED + used, SIZE / 4 - used, 1);
     close(vsock.fd);
     driver_stop(&vsock.driver);
     rwp_vm_free(vm);
