@@ -32,6 +32,10 @@ SCALE = int(os.environ.get('RWP_TEST_SCALE') or 1)
 ACCEL = os.environ.get('RWP_TEST_ACCEL') or 'tcg'
 LIMIT = 120
 MIB = 1 << 20
+# For RWP_INJECT: a step left out, and a stay in the moment that it guards.
+# What takes luck without that takes hours on an emulated machine.
+MUTATIONS = {'skip-hold': 'delay-punch', 'skip-rescan': 'delay-stage',
+             'early-wake': 'delay-punch'}
 
 sys.path.insert(0, os.path.join(TOP, 'build', 'src', 'qemu', 'python'))
 

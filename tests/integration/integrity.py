@@ -30,8 +30,8 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
-from guestvm import (GuestVM, LIMIT, MIB, PAGE, SCALE, Tap,  # noqa: E402
-                     QMPError, have_backend, tracked_backends)
+from guestvm import (GuestVM, LIMIT, MIB, MUTATIONS, PAGE,   # noqa: E402
+                     SCALE, Tap, QMPError, have_backend, tracked_backends)
 
 HALF = 16 * MIB // SCALE
 # Of each CPU: first byte, pages, place in the page
@@ -48,11 +48,6 @@ PER_CANCELLED = 50
 
 # How many evictions a broken step may stay unnoticed, in those of a run
 PATIENCE = 5
-
-# The step left out, and a stay in the moment that it guards: what takes luck
-# on a fast machine takes hours on an emulated one
-MUTATIONS = {'skip-hold': 'delay-punch', 'skip-rescan': 'delay-stage',
-             'early-wake': 'delay-punch'}
 
 
 class OwnPages:

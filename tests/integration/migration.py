@@ -45,14 +45,14 @@ class Destination(GuestVM):
 
 
 def await_migration(guest):
+    info = {}
+
     def completed():
-        info = guest.qmp('query-migrate')
+        info.update(guest.qmp('query-migrate'))
         assert info.get('status') not in ('failed', 'cancelled'), info
         return info.get('status') == 'completed'
-
-    def transferred():
-        return guest.qmp('query-migrate').get('ram', {}).get('transferred')
-    wait_for('the migration', completed, transferred, pause=0.01)
+    wait_for('the migration', completed,
+             lambda: info.get('ram', {}).get('transferred'), pause=0.01)
 
 
 def set_up(guest, capabilities):

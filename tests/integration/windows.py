@@ -22,8 +22,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
-from guestvm import (GuestVM, MIB, PAGE, Tap, have_backend,     # noqa: E402
-                     tracked_backends)
+from guestvm import (GuestVM, MIB, MUTATIONS, PAGE, Tap,        # noqa: E402
+                     have_backend, tracked_backends)
 
 RAM = 16 * MIB
 START = 2 * MIB
@@ -62,13 +62,8 @@ WINDOWS = (
     ('punch', 'eagain', lambda info: info['fetch']['fault']),
 )
 
-# The others are of a fetch
-EVICTION = ('delay-claim', 'delay-stage', 'delay-hold', 'delay-punch',
-            'delay-wake')
-
-# The step left out, with the window that it guards
-BROKEN = ('skip-hold,delay-punch', 'skip-rescan,delay-stage',
-          'early-wake,delay-punch')
+# The others are of an eviction
+FETCH = ('delay-fetch', 'eagain')
 
 
 def pages_for(steps):
@@ -125,7 +120,7 @@ def check_window(tap, backend, pager, window, hits):
     name = f'{pager} {window}'
     pages = pages_for(window)
     with GuestVM(backend, RAM, cpus=2, env={'RWP_INJECT': window}) as guest:
-        start = start_writers if window in EVICTION else start_fetching
+        start = start_fetching if window in FETCH else start_writers
         start(guest, pages)
         for number in range(MOST):
             evict(guest, pages)
@@ -189,7 +184,7 @@ def main():
     for pager, window, hits in WINDOWS:
         tap.run(f'{pager} {window}', check_window, tap, backends[pager],
                 pager, window, hits)
-    for steps in BROKEN:
+    for steps in map(','.join, MUTATIONS.items()):
         tap.run(f'{steps} is caught', check_broken, tap, backends['punch'],
                 steps)
     for pager in ('move', 'punch'):
