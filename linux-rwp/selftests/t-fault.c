@@ -155,6 +155,65 @@ static void unregister_wakes(enum kind kind)
 	EQ(m.p[2 * m.psz], 3);
 }
 
+struct late_toucher {
+	pthread_t thread;
+	volatile char *p;
+	int delay_us;
+};
+
+static volatile bool touch_now;
+
+static void *touch_late(void *arg)
+{
+	struct late_toucher *t = arg;
+
+	while (!touch_now)
+		;
+	usleep(t->delay_us);
+	*t->p = 77;
+	return NULL;
+}
+
+/* Who comes while a large range is being disarmed does not wait for ever */
+static void unregister_wakes_late(enum kind kind)
+{
+	const size_t len = 64 << 20;
+	struct late_toucher t[32];
+	int fd = uffd_open(F_RWP);
+	char *p;
+
+	p = mmap(NULL, len, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(p != MAP_FAILED, "%m");
+	madvise(p, len, MADV_NOHUGEPAGE);
+	memset(p, 1, len);
+	EQ(reg(fd, p, len, R_RWP), 0);
+	EQ(rwprotect(fd, p, len, M_RWP), 0);
+	for (int i = 0; i < 32; i++) {
+		/* At the end, which is disarmed last */
+		t[i].p = p + len - (i + 1) * 4096;
+		t[i].delay_us = i * 500;
+		CHECK(!pthread_create(&t[i].thread, NULL, touch_late, &t[i]), "%m");
+	}
+	touch_now = true;
+	EQ(unreg(fd, p, len), 0);
+	for (int i = 0; i < 32; i++)
+		pthread_join(t[i].thread, NULL);
+}
+
+/* The range would split the last huge page: refused, and nothing has changed */
+static void unregister_split(enum kind kind)
+{
+	struct mem m = mem_new(kind, RW);
+	int fd = uffd_open(F_RWP);
+
+	mem_fill(&m);
+	EQ(reg(fd, m.p, m.len, R_RWP), 0);
+	EQ(rwprotect(fd, m.p, m.len, M_RWP), 0);
+	EQ(unreg(fd, m.p, m.len - 4096), -EINVAL);
+	for (int i = 0; i < NPAGES; i++)
+		CHECK(armed(m.p + i * m.psz), "page %d", i);
+}
+
 /* A hole wakes nobody; woken, the access finds a page of zeros */
 static void punch_wakes_not(enum kind kind)
 {
@@ -352,6 +411,10 @@ static void scan_wp(enum kind kind)
 	EQ(rwprotect(fd, m.p + m.psz, m.len - m.psz, M_RWP), 0);
 	EQ(scan(&m, 0, C_WRITTEN), 0);		/* armed */
 	EQ(scan(&m, S_CHECK_WPASYNC, C_PRESENT), -EPERM);
+	EQ(rwprotect(fd, m.p + m.psz, m.len - m.psz, 0), 0);
+	EQ(scan(&m, S_WP_MATCHING, C_PRESENT), 0);
+	for (int i = 2; i < NPAGES; i++)
+		CHECK(!bit57(m.p + i * m.psz), "page %d", i);
 }
 
 static unsigned int scan_pages(struct mem *m, __u64 mask, __u64 return_mask)
@@ -479,6 +542,8 @@ static const struct test tests[] = {
 	{ "sync-kernel", sync_kernel, ALL_KINDS },
 	{ "wake-explicit", wake_explicit, ALL_KINDS },
 	{ "unregister-wakes", unregister_wakes, ALL_KINDS },
+	{ "unregister-wakes-late", unregister_wakes_late },
+	{ "unregister-split", unregister_split, K(HUGETLB) | K(HUGETLB_PRIV) },
 	{ "punch-wakes-not", punch_wakes_not, K(SHMEM) | K(HUGETLB) },
 	{ "close-wakes", close_wakes, ALL_KINDS },
 	{ "toggle-wakes", toggle_wakes, ALL_KINDS },

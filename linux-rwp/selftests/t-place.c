@@ -125,6 +125,26 @@ static void device_private(enum kind kind)
 	close(dev);
 }
 
+/* A page of zeros that is armed is left where it is */
+static void device_zero(enum kind kind)
+{
+	struct mem m = mem_new(ANON, RW);
+	int fd = uffd_open(F_RWP | F_RWP_ASYNC), dev = hmm_open();
+	char *mirror = calloc(NPAGES, 4096);
+	struct hmm_cmd c = { (uintptr_t)m.p, (uintptr_t)mirror, NPAGES };
+
+	for (int i = 0; i < NPAGES; i++)
+		(void)((volatile char *)m.p)[i * 4096];
+	EQ(reg(fd, m.p, m.len, R_RWP), 0);
+	EQ(rwprotect(fd, m.p, m.len, M_RWP), 0);
+	/* Fails, for want of a page on the device */
+	ioctl(dev, HMM_TO_DEVICE, &c);
+	for (int i = 0; i < NPAGES; i++)
+		CHECK(armed(m.p + i * 4096), "page %d", i);
+	close(dev);
+	free(mirror);
+}
+
 /* Write the physical address of the page at p to a file of memory failure */
 static bool offline(void *p, const char *how)
 {
@@ -315,6 +335,7 @@ static void gigantic(enum kind kind)
 static const struct test tests[] = {
 	{ "device-exclusive", device_exclusive },
 	{ "device-private", device_private },
+	{ "device-zero", device_zero },
 	{ "soft-offline", soft_offline, ALL_KINDS },
 	{ "hwpoison", hwpoison, K(ANON) | K(SHMEM) },
 	{ "numa-hints", numa_hints },

@@ -314,6 +314,18 @@ static long faults_of_reading(struct mem *m)
 	return after.ru_minflt - before.ru_minflt;
 }
 
+/* Faults that writing to the odd pages takes */
+static long faults_of_writing(struct mem *m)
+{
+	struct rusage before, after;
+
+	getrusage(RUSAGE_THREAD, &before);
+	for (int i = 1; i < NPAGES; i += 2)
+		((volatile char *)m->p)[i * m->psz + 50] = 1;
+	getrusage(RUSAGE_THREAD, &after);
+	return after.ru_minflt - before.ru_minflt;
+}
+
 static void mremap_noevent(enum kind kind)
 {
 	struct mem m = mem_new(kind, RW);
@@ -327,6 +339,8 @@ static void mremap_noevent(enum kind kind)
 	m.p = to;
 	n = faults_of_reading(&m);
 	CHECK(n < NPAGES / 2, "%ld faults: left inaccessible", n);
+	n = faults_of_writing(&m);
+	CHECK(n < NPAGES / 2, "%ld faults: pages that were not armed changed", n);
 	CHECK(!vmflag(m.p, "ur"), "still registered");
 	child_plain(&m, "mremap");
 	for (int i = 0; i < NPAGES; i++)
@@ -340,6 +354,35 @@ static void *event_reader(void *arg)
 	while (read(*(int *)arg, &msg, sizeof(msg)) != sizeof(msg))
 		usleep(1000);
 	return NULL;
+}
+
+/* What arrives beside memory that it could be merged with is unregistered alone */
+static void mremap_neighbour(enum kind kind)
+{
+	struct mem m = mem_new(kind, RW);
+	int fd = uffd_open(F_RWP | F_RWP_ASYNC);
+	char *area, *second;
+
+	CHECK(!ftruncate(m.fd, 2 * m.len), "%m");
+	area = mmap(NULL, 3 * m.len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(mmap(area, m.len, RW, MAP_SHARED | MAP_FIXED, m.fd, 0) == area, "%m");
+	m.p = area;
+	second = mmap(NULL, m.len, RW, MAP_SHARED, m.fd, m.len);
+	CHECK(second != MAP_FAILED, "%m");
+	mem_fill(&m);
+	memset(second, 1, m.len);
+	for (int i = 0; i < 2; i++) {
+		EQ(reg(fd, i ? second : area, m.len, R_RWP), 0);
+		EQ(rwprotect(fd, i ? second : area, m.len, M_RWP), 0);
+	}
+	area += m.len;
+	CHECK(mremap(second, m.len, m.len, MREMAP_MAYMOVE | MREMAP_FIXED, area) ==
+	      area, "%m");
+	CHECK(vmflag(m.p, "ur") && !vmflag(area, "ur"), "wrong one registered");
+	for (int i = 0; i < NPAGES; i++) {
+		CHECK(armed(m.p + i * m.psz), "page %d", i);
+		CHECK(!bit57(area + i * m.psz), "page %d", i);
+	}
 }
 
 static void mremap_event(enum kind kind)
@@ -548,6 +591,7 @@ static const struct test tests[] = {
 	{ "swapoff", swap_off, K(ANON) },
 	{ "migrate", migrate, ALL_KINDS },
 	{ "mremap-noevent", mremap_noevent, ALL_KINDS },
+	{ "mremap-neighbour", mremap_neighbour, K(SHMEM) },
 	{ "mremap-event", mremap_event, ALL_KINDS },
 	{ "move", uffd_moves },
 	{ "zap", zap, ALL_KINDS },
