@@ -113,12 +113,23 @@ static bool alloc_memfd(HostMemoryBackend *backend, const char *name,
                                           errp);
 }
 
+static bool alloc_anonymous(HostMemoryBackend *backend, const char *name,
+                            uint32_t ram_flags, Error **errp)
+{
+    return memory_region_init_ram_flags_nomigrate(&backend->mr,
+                                                  OBJECT(backend), name,
+                                                  backend->size,
+                                                  ram_flags | RAM_PRIVATE,
+                                                  errp);
+}
+
 static bool rwp_backend_memory_alloc(HostMemoryBackend *backend, Error **errp)
 {
     HostMemoryBackendRwp *m = MEMORY_BACKEND_RWP(backend);
     g_autofree char *name = host_memory_backend_get_name(backend);
     uint32_t ram_flags = backend->reserve ? 0 : RAM_NORESERVE;
     bool chosen = m->tracker == RWP_TRACKER_AUTO;
+    bool ok;
 
     if (!check_properties(backend, errp) ||
         !rwp_select(&m->tracker, &m->backing, backend->share, m->hugetlb,
@@ -129,14 +140,19 @@ static bool rwp_backend_memory_alloc(HostMemoryBackend *backend, Error **errp)
         info_report("memory-backend-rwp '%s': tracker=%s, backing=%s", name,
                     RwpTracker_str(m->tracker), RwpBacking_str(m->backing));
     }
-    if (m->backing == RWP_BACKING_MEMFD) {
-        return alloc_memfd(backend, name, ram_flags, errp);
+    if (m->backing == RWP_BACKING_ANONYMOUS) {
+        ok = alloc_anonymous(backend, name, ram_flags, errp);
+    } else {
+        /* The kernel neither arms nor punches a part of a huge page */
+        m->thp = RWP_THP_OFF;
+        ok = alloc_memfd(backend, name, ram_flags, errp);
     }
-    return memory_region_init_ram_flags_nomigrate(&backend->mr,
-                                                  OBJECT(backend), name,
-                                                  backend->size,
-                                                  ram_flags | RAM_PRIVATE,
-                                                  errp);
+    if (ok && m->thp == RWP_THP_OFF) {
+        /* Before preallocation: a huge page of it would stay one */
+        qemu_madvise(memory_region_get_ram_ptr(&backend->mr), backend->size,
+                     QEMU_MADV_NOHUGEPAGE);
+    }
+    return ok;
 }
 
 static void rwp_backend_complete(UserCreatable *uc, Error **errp)
@@ -159,13 +175,6 @@ static void rwp_backend_complete(UserCreatable *uc, Error **errp)
     }
 
     ptr = memory_region_get_ram_ptr(&backend->mr);
-    if (m->backing != RWP_BACKING_ANONYMOUS) {
-        /* The kernel neither arms nor punches a part of a huge page */
-        m->thp = RWP_THP_OFF;
-    }
-    if (m->thp == RWP_THP_OFF) {
-        qemu_madvise(ptr, backend->size, QEMU_MADV_NOHUGEPAGE);
-    }
     qemu_madvise(ptr, backend->size, QEMU_MADV_UNMERGEABLE);
 
     config.id = object_get_canonical_path_component(OBJECT(uc));
