@@ -514,6 +514,87 @@ static void test_discard(const void *variant)
     rwp_vm_free(vm);
 }
 
+/* The file that is the guest's memory, or -1 */
+static int open_memfd(RwpVM *vm)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/fd",
+                                            qtest_pid(vm->qts));
+    GDir *dir = g_dir_open(path, 0, NULL);
+    const char *name;
+    int fd = -1;
+
+    g_assert_nonnull(dir);
+    while (fd < 0 && (name = g_dir_read_name(dir))) {
+        g_autofree char *link = g_build_filename(path, name, NULL);
+        g_autofree char *target = g_file_read_link(link, NULL);
+
+        if (target && strstr(target, "memfd:memory-backend-rwp")) {
+            fd = open(link, O_RDWR);
+        }
+    }
+    g_dir_close(dir);
+    return fd;
+}
+
+/* The kernel's policy for huge pages in files like memfds; false if not root */
+static bool set_shmem_huge(const char *policy)
+{
+    int fd = open("/sys/kernel/mm/transparent_hugepage/shmem_enabled",
+                  O_WRONLY);
+    bool done = fd >= 0 && write(fd, policy, strlen(policy)) > 0;
+
+    close(fd);
+    return done;
+}
+
+/* Fill memory of the guest with huge pages, and take a reference to the first */
+static void fill_huge(int memfd, int pipe_fd)
+{
+    struct iovec iov = { .iov_len = 4 * KiB };
+    void *memory = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd,
+                        START);
+
+    g_assert(memory != MAP_FAILED);
+    madvise(memory, SIZE, MADV_HUGEPAGE);
+    memset(memory, 1, SIZE);
+    iov.iov_base = memory;
+    g_assert_cmpint(vmsplice(pipe_fd, &iov, 1, 0), ==, iov.iov_len);
+    munmap(memory, SIZE);
+}
+
+/*
+ * The kernel leaves a page of zeros in the file instead of a hole, if it is
+ * part of a large folio that cannot be split for the references to it.
+ */
+static void test_left_behind(const void *variant)
+{
+    int fd, pipe_fds[2];
+    uint64_t evicted;
+    RWP_VM_TEST(variant, "", "");
+
+    fd = open_memfd(vm);
+    if (fd < 0 || vm->variant->page_size != 4 * KiB ||
+        !set_shmem_huge("advise")) {
+        g_test_skip("no file that could have large folios");
+        rwp_vm_free(vm);
+        return;
+    }
+    g_assert_cmpint(pipe(pipe_fds), ==, 0);
+    fill_huge(fd, pipe_fds[1]);
+    set_shmem_huge("never");
+    close(fd);
+
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_job(vm, RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE " ]"),
+            (uint64_t)START + 64 * KiB, (uint64_t)HALF);
+    evicted = away(vm);
+    rwp_check(vm, START, SIZE, 1);
+    g_assert_cmpuint(evicted, <, HALF);
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+    rwp_vm_free(vm);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -530,6 +611,7 @@ int main(int argc, char **argv)
     rwp_add_tests("rwp-evict", "readahead", test_readahead);
     rwp_add_tests("rwp-evict", "reset", test_reset);
     rwp_add_tests("rwp-evict", "discard", test_discard);
+    rwp_add_tests("rwp-evict", "left-behind", test_left_behind);
 
     return g_test_run();
 }

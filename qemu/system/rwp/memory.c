@@ -324,7 +324,7 @@ static int fill_once(RwpMemory *mem, uint64_t dst, uint64_t len,
 }
 
 static int fill(RwpMemory *mem, uint64_t first, uint64_t count,
-                const uint8_t *buf)
+                const uint8_t *buf, uint64_t *placed)
 {
     uint64_t start = rwp_memory_host(mem, first);
     uint64_t total = count * mem->page_size;
@@ -342,16 +342,39 @@ static int fill(RwpMemory *mem, uint64_t first, uint64_t count,
         /* The mapping was changing; nothing is wrong with the page */
     } while (ret == -EAGAIN);
 
+    *placed = ret < 0 ? done / mem->page_size : count;
     if (ret == -EEXIST) {
-        rwp_memory_wake(mem, first + done / mem->page_size, 1);
+        rwp_memory_wake(mem, first + *placed, 1);
     }
     return ret;
 }
 
 int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
-                    const void *buf)
+                    const void *buf, uint64_t *placed)
 {
-    return fill(mem, first, count, buf);
+    return fill(mem, first, count, buf, placed);
+}
+
+int rwp_memory_overwrite(RwpMemory *mem, uint64_t page, const void *buf)
+{
+    const uint8_t *bytes = buf;
+    uint64_t done = 0;
+
+    /* pwrite(2) does not work on hugetlbfs */
+    if (mem->fd < 0 || mem->page_size != qemu_real_host_page_size()) {
+        return -EEXIST;
+    }
+    while (done < mem->page_size) {
+        ssize_t len = pwrite(mem->fd, bytes + done, mem->page_size - done,
+                             page * mem->page_size + done);
+
+        if (len > 0) {
+            done += len;
+        } else if (len == 0 || errno != EINTR) {
+            return len == 0 ? -EIO : -errno;
+        }
+    }
+    return 0;
 }
 
 /*
@@ -370,13 +393,15 @@ static void map_zero_page(RwpMemory *mem)
 
 int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count)
 {
+    uint64_t placed;
+
     if (mem->page_size == qemu_real_host_page_size()) {
-        return fill(mem, first, count, NULL);
+        return fill(mem, first, count, NULL, &placed);
     }
     /* The kernel has no zero page of that size */
     map_zero_page(mem);
     for (uint64_t i = 0; i < count; i++) {
-        int ret = fill(mem, first + i, 1, mem->zero_page);
+        int ret = fill(mem, first + i, 1, mem->zero_page, &placed);
 
         if (ret < 0) {
             return ret;

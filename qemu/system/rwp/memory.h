@@ -179,12 +179,22 @@ int rwp_memory_fill(RwpMemory *mem, unsigned long request, void *arg);
  * rwp_memory_copy: put pages in place atomically, and wake.
  *
  * @buf: the content, in private memory
+ * @placed: set to the number of pages that were put in place
  *
- * -EEXIST: a page is there already; pages before it were put in place.
- *     Whoever waits for that page has been woken.
+ * -EEXIST: a page is there already, the one after those.  Whoever waits for
+ *     it has been woken.
  */
 int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
-                    const void *buf);
+                    const void *buf, uint64_t *placed);
+
+/**
+ * rwp_memory_overwrite: give a page that is there content.
+ *
+ * Only for a page that nobody can access, as it is not mapped, and trapped.
+ *
+ * -EEXIST: that is not possible for this memory.
+ */
+int rwp_memory_overwrite(RwpMemory *mem, uint64_t page, const void *buf);
 
 /**
  * rwp_memory_zero: put zero pages in place atomically, and wake.

@@ -86,12 +86,14 @@ static int64_t move_take(RwpMemory *mem, uint64_t first, uint64_t count,
 
 static int move_give_back(RwpMemory *mem, uint64_t page, void *buf)
 {
-    return rwp_memory_copy(mem, page, 1, buf);
+    uint64_t placed;
+
+    return rwp_memory_copy(mem, page, 1, buf, &placed);
 }
 
-static int move_remove(RwpMemory *mem, uint64_t first, uint64_t count)
+static int64_t move_remove(RwpMemory *mem, uint64_t first, uint64_t count)
 {
-    return 0;
+    return count;
 }
 
 static int move_populated(RwpMemory *mem, uint64_t first, uint64_t count,

@@ -64,17 +64,6 @@ static int punch_give_back(RwpMemory *mem, uint64_t page, void *buf)
     return 0;
 }
 
-static int punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)
-{
-    int ret;
-
-    do {
-        ret = fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                        first * mem->page_size, count * mem->page_size);
-    } while (ret < 0 && errno == EINTR);
-    return ret < 0 ? -errno : 0;
-}
-
 /* Calls @fn for the runs of pages that are set in @vec, see mincore(2) */
 static void report_incore(uint64_t first, uint64_t count,
                           const unsigned char *vec, RwpRunFunc *fn,
@@ -107,6 +96,26 @@ static uint64_t punch_hole(RwpMemory *mem, uint64_t first, uint64_t count)
         return errno == ENXIO ? count : 0;
     }
     return MIN(data / mem->page_size - first, count);
+}
+
+/*
+ * The kernel fills a page that is part of a large folio with zeros, and leaves
+ * it, if the folio cannot be split because somebody has a reference to it.
+ * hugetlbfs removes its pages whole, and lseek(2) knows nothing of them.
+ */
+static int64_t punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)
+{
+    int ret;
+
+    do {
+        ret = fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                        first * mem->page_size, count * mem->page_size);
+    } while (ret < 0 && errno == EINTR);
+    if (ret < 0) {
+        return -errno;
+    }
+    return mem->page_size == qemu_real_host_page_size() ?
+           punch_hole(mem, first, count) : count;
 }
 
 /*

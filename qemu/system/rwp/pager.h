@@ -58,8 +58,12 @@ struct RwpPagerOps {
     /* Put one page back from @buf and wake who waits for it. */
     int (*give_back)(RwpMemory *mem, uint64_t page, void *buf);
 
-    /* Remove pages. */
-    int (*remove)(RwpMemory *mem, uint64_t first, uint64_t count);
+    /*
+     * Remove pages.  Returns the number of pages removed from @first on; if
+     * that is less than @count, the page after them is still there, with
+     * zeros in it.
+     */
+    int64_t (*remove)(RwpMemory *mem, uint64_t first, uint64_t count);
 
     /*
      * Report pages that are populated: neither away nor never used.

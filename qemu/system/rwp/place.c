@@ -76,10 +76,19 @@ void rwp_place_finish(RwpState *s, uint64_t page)
 
 int rwp_place_page(RwpState *s, uint64_t page, const void *buf)
 {
-    int ret = rwp_memory_copy(s->mem, page, 1, buf);
+    uint64_t placed;
+    int ret = rwp_memory_copy(s->mem, page, 1, buf, &placed);
 
     trace_rwp_fetch_place(s->id, page, 1, ret);
-    return ret == -EEXIST ? 0 : ret;
+    if (ret == -EEXIST) {
+        /*
+         * The kernel can have left a page of zeros behind when it was
+         * removed: part of a large folio that could not be split.
+         */
+        ret = rwp_memory_overwrite(s->mem, page, buf);
+        trace_rwp_fetch_overwrite(s->id, page, ret);
+    }
+    return ret;
 }
 
 void rwp_place_zero(RwpState *s, uint64_t page, RwpPage state)
@@ -101,7 +110,7 @@ void rwp_place_zero(RwpState *s, uint64_t page, RwpPage state)
     }
 }
 
-/* The host had no memory for all pages of a run: as many as possible */
+/* A run could not be placed by one call: as many pages as possible */
 static uint64_t place_one_by_one(RwpState *s, uint64_t first, uint64_t count,
                                  const uint8_t *buf)
 {
@@ -121,20 +130,22 @@ static uint64_t place_one_by_one(RwpState *s, uint64_t first, uint64_t count,
 uint64_t rwp_place_untouched(RwpState *s, uint64_t first, uint64_t count,
                              const void *buf)
 {
-    int ret = rwp_memory_copy(s->mem, first, count, buf);
-    uint64_t placed = count;
+    uint64_t placed;
+    int ret = rwp_memory_copy(s->mem, first, count, buf, &placed);
 
     trace_rwp_fetch_place(s->id, first, count, ret);
+    if (placed && rwp_scanner_running(s->scanner)) {
+        int arm_ret = s->mem->tracker->arm(s->mem, first, placed);
+
+        trace_rwp_arm_unasked(s->id, first, placed, arm_ret);
+    }
+    for (uint64_t i = 0; i < placed; i++) {
+        rwp_place_finish(s, first + i);
+    }
     if (ret < 0) {
-        placed = place_one_by_one(s, first, count, buf);
-    } else {
-        if (rwp_scanner_running(s->scanner)) {
-            ret = s->mem->tracker->arm(s->mem, first, count);
-            trace_rwp_arm_unasked(s->id, first, count, ret);
-        }
-        for (uint64_t i = 0; i < count; i++) {
-            rwp_place_finish(s, first + i);
-        }
+        /* Not those again: who touched one may have written to it */
+        placed += place_one_by_one(s, first + placed, count - placed,
+            (const uint8_t *)buf + rwp_state_page_bytes(s, placed));
     }
     /* Somebody may have touched one after it was copied, and armed */
     rwp_memory_wake(s->mem, first, count);

@@ -32,7 +32,7 @@ void rwp_place_finish(RwpState *s, uint64_t page);
 /**
  * rwp_place_page: put one page in place, and wake.  It stays FETCHING.
  *
- * Returns 0, also if somebody was faster, or -errno.
+ * Returns 0 or -errno.
  */
 int rwp_place_page(RwpState *s, uint64_t page, const void *buf);
 

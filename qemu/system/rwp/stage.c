@@ -300,23 +300,50 @@ static void ignore_run(void *opaque, uint64_t first, uint64_t count)
 {
 }
 
+/* The LEAVING page number @i of @batch was removed, or stays as @state says */
+static void removed(RwpState *s, RwpBatch *batch, uint64_t i, RwpPage state)
+{
+    if (rwp_pages_finish(s->pages, batch->first + i, state) ==
+        RWP_PAGE_LIVE) {
+        stat64_add(&s->stats.evict_cancelled, 1);
+    } else {
+        count_evicted(s, state);
+    }
+}
+
+/* The page number @i of @batch is still there, but lost its content */
+static void restore(RwpState *s, RwpBatch *batch, uint64_t i)
+{
+    uint64_t page = batch->first + i;
+    int ret = rwp_memory_overwrite(s->mem, page,
+                                   batch->buf + i * s->mem->page_size);
+
+    trace_rwp_evict_restore(s->id, page, ret);
+    /* If that fails it is as if it were away, and fetching it tries again */
+    removed(s, batch, i, ret < 0 ? evicted_state(batch, i) : RWP_PAGE_LIVE);
+}
+
 /* Remove pages that are LEAVING */
 static void remove_run(void *opaque, uint64_t first, uint64_t count)
 {
     RunContext *context = opaque;
     RwpState *s = context->s;
     RwpBatch *batch = context->batch;
-    int ret = s->mem->pager->remove(s->mem, first, count);
+    uint64_t pos = first - batch->first;
+    uint64_t end = pos + count;
 
-    trace_rwp_evict_remove(s->id, first, count, ret);
-    for (uint64_t i = 0; i < count; i++) {
-        RwpPage state = ret < 0 ? RWP_PAGE_LIVE :
-                        evicted_state(batch, first + i - batch->first);
+    while (pos < end) {
+        int64_t ret = s->mem->pager->remove(s->mem, batch->first + pos,
+                                            end - pos);
+        uint64_t gone = ret < 0 ? end : pos + ret;
 
-        if (rwp_pages_finish(s->pages, first + i, state) == RWP_PAGE_LIVE) {
-            stat64_add(&s->stats.evict_cancelled, 1);
-        } else {
-            count_evicted(s, state);
+        trace_rwp_evict_remove(s->id, batch->first + pos, end - pos, ret);
+        for (; pos < gone; pos++) {
+            removed(s, batch, pos, ret < 0 ? RWP_PAGE_LIVE :
+                                             evicted_state(batch, pos));
+        }
+        if (pos < end) {
+            restore(s, batch, pos++);
         }
     }
 }

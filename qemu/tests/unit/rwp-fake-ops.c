@@ -85,18 +85,19 @@ static int move_give_back(RwpMemory *mem, uint64_t page, void *buf)
     return fake_place_pages(FAKE_GIVE_BACK, page, 1, buf);
 }
 
-static int punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)
+static int64_t punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)
 {
-    int ret = fake_call_begin(FAKE_REMOVE, first, &count);
+    uint64_t done = count;
+    int ret = fake_call_begin(FAKE_REMOVE, first, &done);
 
     if (ret == 0) {
         fake_drop(first, count);
         fake_call_end(FAKE_REMOVE, first, count);
     }
-    return ret;
+    return ret ?: count;
 }
 
-static int move_remove(RwpMemory *mem, uint64_t first, uint64_t count)
+static int64_t move_remove(RwpMemory *mem, uint64_t first, uint64_t count)
 {
     g_assert_not_reached();
 }

@@ -409,8 +409,8 @@ int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count)
     return ret;
 }
 
-int fake_place_pages(FakeCall call, uint64_t first, uint64_t count,
-                       const uint8_t *buf)
+static int place_pages(FakeCall call, uint64_t first, uint64_t count,
+                       const uint8_t *buf, uint64_t *placed)
 {
     int ret = fake_call_begin(call, first, &count);
 
@@ -433,13 +433,29 @@ int fake_place_pages(FakeCall call, uint64_t first, uint64_t count,
         fake_wake_range(first, count);
     }
     fake_call_end(call, first, count);
+    *placed = count;
     return ret;
 }
 
-int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
-                    const void *buf)
+int fake_place_pages(FakeCall call, uint64_t first, uint64_t count,
+                     const uint8_t *buf)
 {
-    return fake_place_pages(FAKE_COPY, first, count, buf);
+    uint64_t placed;
+
+    return place_pages(call, first, count, buf, &placed);
+}
+
+int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
+                    const void *buf, uint64_t *placed)
+{
+    return place_pages(FAKE_COPY, first, count, buf, placed);
+}
+
+int rwp_memory_overwrite(RwpMemory *mem, uint64_t page, const void *buf)
+{
+    QEMU_LOCK_GUARD(&fake.lock);
+    memcpy(fake_page_words(page), buf, FAKE_PAGE_SIZE);
+    return 0;
 }
 
 int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count)
