@@ -110,6 +110,25 @@ static void test_vhost_user(const void *variant)
     peer_stop(&peer);
 }
 
+/* Buffers that the host kernel makes of the memfd; needs no udmabuf to fail */
+static void test_blob(const void *variant)
+{
+    static const RwpRefused refused[] = {
+        { "{ 'execute': 'device_add', 'arguments': { "
+          "'driver': 'virtio-gpu-pci', 'blob': true } }",
+          "virtio-gpu-pci with blob=on shares guest memory" },
+    };
+    RWP_VM_TEST(variant, "", "");
+
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_evict(vm, START, SIZE);
+    if (is_shared(vm)) {
+        rwp_expect_refused(vm, refused, ARRAY_SIZE(refused));
+    }
+    rwp_check(vm, START, SIZE, 1);
+    rwp_vm_free(vm);
+}
+
 /* The same for devices that pin memory.  That they exist does not matter. */
 static void test_pinning_comes(const void *variant)
 {
@@ -119,6 +138,9 @@ static void test_pinning_comes(const void *variant)
         { "{ 'execute': 'device_add', 'arguments': { "
           "'driver': 'vhost-vdpa-device-pci', 'vhostdev': '/dev/null' } }",
           "vhost-vdpa-device-pci pins guest memory" },
+        { "{ 'execute': 'device_add', 'arguments': { "
+          "'driver': 'vhost-scsi-pci', 'wwpn': 'naa.0' } }",
+          "vhost-scsi-pci lets the host write to guest memory by DMA" },
         { "{ 'execute': 'netdev_add', 'arguments': { 'type': 'vhost-vdpa', "
           "'id': 'new', 'vhostdev': '/dev/null' } }",
           "vhost-vdpa pins guest memory" },
@@ -311,6 +333,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
 
     rwp_add_tests("rwp-neighbour", "vhost-user", test_vhost_user);
+    rwp_add_tests("rwp-neighbour", "blob", test_blob);
     rwp_add_tests("rwp-neighbour", "pinning-comes", test_pinning_comes);
     rwp_add_tests("rwp-neighbour", "dump", test_dump);
     rwp_add_tests("rwp-neighbour", "memsave", test_memsave);

@@ -3,21 +3,25 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Two kinds of them do not fit evicted pages:
+ * Three kinds of them do not fit evicted pages:
  *
  *   Other processes to which QEMU hands the memfd of the guest: vhost-user
  *   backends, among them virtiofsd, and remote devices.  The tracker does
  *   not see their accesses, and these do not trap when a page is away: they
  *   would read zeros, and what they write would be lost.
  *
- *   Devices of the host that pin guest memory and write to it by DMA: VFIO
- *   and vDPA.  Most of them disable the discarding of guest memory, which
- *   guard.c notices; here they are found by name, for those that do not
- *   (VFIO with x-balloon-allowed=on, vfio-ap, vfio-ccw), and for a message
- *   that says who it is.
+ *   Graphics with blob resources: the host kernel makes buffers of the
+ *   guest's memfd (udmabuf), for which it fills the holes in it.
  *
- * There is no list of either kind, so devices are found by the names of
- * their types, and network backends by their driver.
+ *   Devices of the host that write to guest memory by DMA: VFIO and vDPA,
+ *   which pin it, and vhost-scsi, which takes references to pages that nobody
+ *   here can see.  Most of the former disable the discarding of guest memory,
+ *   which guard.c notices; here they are found by name, for those that do
+ *   not (VFIO with x-balloon-allowed=on, vfio-ap, vfio-ccw), and for a
+ *   message that says who it is.
+ *
+ * There is no list of any kind, so devices are found by the names of their
+ * types, or a property, and network backends by their driver.
  *
  * Locking: main loop, BQL held.
  */
@@ -25,6 +29,7 @@
 #include "qemu/osdep.h"
 #include "qemu/main-loop.h"
 #include "qapi/error.h"
+#include "qapi/util.h"
 #include "hw/qdev-core.h"
 #include "net/net.h"
 #include "qobject/qdict.h"
@@ -44,13 +49,21 @@ static const struct {
     { "x-pci-proxy-dev", true, "lets another process access guest memory" },
     { "vhost-vdpa", false, "pins guest memory" },
     { "vfio-", false, "pins guest memory" },
+    { "vhost-scsi", false, "lets the host write to guest memory by DMA" },
 };
 
-/* Why @name does not fit evicted pages of @s, or NULL */
-static const char *find_reason(RwpState *s, const char *name)
+/*
+ * Why @name does not fit evicted pages of @s, or NULL.
+ *
+ * @blob: its property of that name is on
+ */
+static const char *find_reason(RwpState *s, const char *name, bool blob)
 {
     bool shared = s->mem->fd >= 0;
 
+    if (blob && shared) {
+        return "with blob=on shares guest memory with the host's graphics";
+    }
     for (size_t i = 0; i < ARRAY_SIZE(foreigners); i++) {
         if (strstr(name, foreigners[i].part) &&
             (shared || !foreigners[i].only_shared)) {
@@ -67,17 +80,20 @@ typedef struct Search {
     const char *reason;
 } Search;
 
-static bool look_at(Search *search, const char *kind, const char *name)
+static bool look_at(Search *search, const char *kind, const char *name,
+                    bool blob)
 {
     search->kind = kind;
     search->name = name;
-    search->reason = find_reason(search->s, name);
+    search->reason = find_reason(search->s, name, blob);
     return search->reason != NULL;
 }
 
 static int look_at_object(Object *obj, void *opaque)
 {
-    return look_at(opaque, "", object_get_typename(obj));
+    return look_at(opaque, "", object_get_typename(obj),
+                   object_property_find(obj, "blob") &&
+                   object_property_get_bool(obj, "blob", NULL));
 }
 
 static bool find_foreigner(Search *search)
@@ -93,7 +109,7 @@ static bool find_foreigner(Search *search)
                                       MAX_NET_CLIENTS);
     for (int i = 0; i < MIN(nb, MAX_NET_CLIENTS); i++) {
         if (look_at(search, "netdev ",
-                    NetClientDriver_str(clients[i]->info->type))) {
+                    NetClientDriver_str(clients[i]->info->type), false)) {
             return true;
         }
     }
@@ -114,6 +130,7 @@ bool rwp_foreign_check(RwpState *s, Error **errp)
 
 typedef struct Newcomer {
     const char *name;
+    bool blob;
     Error **errp;
     bool allowed;
 } Newcomer;
@@ -121,7 +138,7 @@ typedef struct Newcomer {
 static void check_newcomer(RwpState *s, void *opaque)
 {
     Newcomer *newcomer = opaque;
-    const char *reason = find_reason(s, newcomer->name);
+    const char *reason = find_reason(s, newcomer->name, newcomer->blob);
 
     if (newcomer->allowed && s->guarded && reason) {
         trace_rwp_foreign_refuse(s->id, newcomer->name);
@@ -132,14 +149,30 @@ static void check_newcomer(RwpState *s, void *opaque)
     }
 }
 
-bool rwp_allow_foreigner(const char *name, Error **errp)
+static bool allow(const char *name, bool blob, Error **errp)
 {
-    Newcomer newcomer = { .name = name, .errp = errp, .allowed = true };
-
-    GLOBAL_STATE_CODE();
+    Newcomer newcomer = {
+        .name = name, .blob = blob, .errp = errp, .allowed = true,
+    };
 
     rwp_state_foreach(check_newcomer, &newcomer);
     return newcomer.allowed;
+}
+
+bool rwp_allow_foreigner(const char *name, Error **errp)
+{
+    GLOBAL_STATE_CODE();
+
+    return allow(name, false, errp);
+}
+
+/* The value of an option as it is written, or true in JSON */
+static bool is_on(const QDict *options, const char *name)
+{
+    const char *value = qdict_get_try_str(options, name);
+    bool on = qdict_get_try_bool(options, name, false);
+
+    return on || (value && qapi_bool_parse(name, value, &on, NULL) && on);
 }
 
 /*
@@ -152,7 +185,7 @@ static bool check_new_device(DeviceListener *listener, const QDict *options,
     const char *driver = qdict_get_try_str(options, "driver");
 
     if (driver) {
-        rwp_allow_foreigner(driver, errp);
+        allow(driver, is_on(options, "blob"), errp);
     }
     return false;
 }
