@@ -166,6 +166,8 @@ int uffd_open(__u64 features)
 	CHECK(fd >= 0, "userfaultfd: %s", strerror(-fd));
 	if (uffd_api(fd, &api) || !(api.features & F_RWP))
 		skip("this kernel has no RWP");
+	if (features & ~api.features)
+		skip("this kernel lacks features %#llx", features & ~api.features);
 	close(fd);
 	fd = uffd_raw(0);
 	api = (struct u_api){ .api = API, .features = features };

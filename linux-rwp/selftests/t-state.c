@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <sys/resource.h>
 #include <sys/swap.h>
+#include <sys/sysinfo.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -47,12 +48,28 @@ static void child_plain(struct mem *m, const char *where)
 	mem_check(m, where);
 }
 
+/*
+ * A page cannot be taken as long as it waits, on the CPU that filled it, for its
+ * turn to be put on an LRU list. MADV_PAGEOUT drains the CPU it runs on.
+ */
+static void pageout(char *p, int try)
+{
+	cpu_set_t all, one;
+
+	CHECK(!sched_getaffinity(0, sizeof(all), &all), "%m");
+	CPU_ZERO(&one);
+	CPU_SET(try % get_nprocs(), &one);
+	sched_setaffinity(0, sizeof(one), &one);
+	madvise(p, 4096, MADV_PAGEOUT);
+	sched_setaffinity(0, sizeof(all), &all);
+}
+
 static void pageout_even(struct mem *m)
 {
 	need_swap();
 	for (int i = 0; i < NPAGES; i += 2)
 		for (int n = 0; n < 50 && !(cat(m->p + i * 4096, 4096) & C_SWAPPED); n++)
-			madvise(m->p + i * 4096, 4096, MADV_PAGEOUT);
+			pageout(m->p + i * 4096, n);
 	CHECK(cat(m->p, 4096) & C_SWAPPED, "would not swap");
 }
 
