@@ -282,6 +282,7 @@ static bool coroutine_fn cycle(RwpScanner *scanner, uint32_t generation,
 static void coroutine_fn run_generation(RwpScanner *scanner,
                                         uint32_t generation)
 {
+    int64_t begun_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
     int64_t next_ns;
 
     rwp_ages_reset(scanner->s->ages);
@@ -292,14 +293,18 @@ static void coroutine_fn run_generation(RwpScanner *scanner,
     while (generation_is(scanner, generation)) {
         int64_t now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
 
-        /* A cycle that took longer than an interval delays the next */
-        next_ns = MAX(next_ns, now - qatomic_read(&scanner->interval) *
-                                     (int64_t)SCALE_MS);
         next_ns += qatomic_read(&scanner->interval) * (int64_t)SCALE_MS;
+        /*
+         * If an interval is too short, nothing but cycles would be done.  KVM
+         * abandons faults while something is being armed, so the guest would
+         * hardly get on.
+         */
+        next_ns = MAX(next_ns, now + (now - begun_ns));
         if (next_ns > now) {
             qemu_co_sleep_ns_wakeable(&scanner->sleep, QEMU_CLOCK_REALTIME,
                                       next_ns - now);
         }
+        begun_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
         if (generation_is(scanner, generation) &&
             !cycle(scanner, generation, false)) {
             return;
@@ -314,8 +319,9 @@ static void coroutine_fn scanner_co(void *opaque)
     while (qatomic_read(&scanner->running)) {
         run_generation(scanner, qatomic_read(&scanner->generation));
     }
-    qatomic_set(&scanner->co_alive, false);
     rwp_state_settle_soon(scanner->s);
+    /* It may be freed now */
+    qatomic_set(&scanner->co_alive, false);
     aio_wait_kick();
 }
 
