@@ -387,6 +387,7 @@ bool rwp_evict_start(RwpState *s, const RwpEvictOptions *options,
         error_setg(errp, "memory-backend-rwp '%s': tracker=zap can only "
                    "track on this host kernel; evicting needs tracker=rwp, "
                    "which the kernel has", s->id);
+        rwp_state_settle(s);
         return false;
     }
     if (!rwp_migrate_may_evict(s, errp) || !rwp_state_start(s, errp) ||

@@ -427,12 +427,22 @@ RwpRefaults *rwp_refaults_new(RwpState *s)
     return refaults;
 }
 
+/* After this no timer and no coroutine is at work, and none will be */
+static void stop_timers(void *opaque)
+{
+    RwpRefaults *refaults = opaque;
+
+    timer_del(refaults->watch);
+    timer_del(refaults->retry);
+}
+
 void rwp_refaults_free(RwpRefaults *refaults)
 {
     GLOBAL_STATE_CODE();
 
     rwp_refaults_quit(refaults, RWP_QUIT_CLOSED);
     AIO_WAIT_WHILE(NULL, qatomic_read(&refaults->in_flight) > 0);
+    aio_wait_bh_oneshot(refaults->s->fault_ctx, stop_timers, refaults);
     timer_free(refaults->watch);
     timer_free(refaults->retry);
     rwp_quit_free(refaults->quit);

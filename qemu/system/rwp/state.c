@@ -211,7 +211,7 @@ static void store_removed(void *opaque)
 bool rwp_state_set_store(RwpState *s, const char *node_name, bool own,
                          Error **errp)
 {
-    RwpStore *store, *old_store;
+    RwpStore *store;
 
     GLOBAL_STATE_CODE();
 
@@ -235,10 +235,10 @@ bool rwp_state_set_store(RwpState *s, const char *node_name, bool own,
     if (!store) {
         return false;
     }
-    old_store = s->store;
+    /* Closing can run bottom halves, which must not close the new one */
+    rwp_store_close(g_steal_pointer(&s->store));
     s->store = store;
     s->store_is_own = own;
-    rwp_store_close(old_store);
     return true;
 }
 

@@ -84,9 +84,12 @@ static int rwp_release(RwpMemory *mem, uint64_t chunk)
 
 static int rwp_admit(RwpMemory *mem, uint64_t page)
 {
-    /* Lifts the protection of a mapped page, and wakes in any case */
+    /* Lifts the protection of a mapped page, and wakes */
     int ret = rwp_protect(mem, page, 1, 0);
 
+    if (ret < 0) {
+        rwp_memory_wake(mem, page, 1);
+    }
     return ret < 0 || mem->fd < 0 ? ret : rwp_memory_continue(mem, page);
 }
 
