@@ -102,6 +102,22 @@ def wait_for(what, condition, progress=lambda: None, pause=0.05):
         time.sleep(pause)
 
 
+def read_words(path):
+    """What is in a file of /proc, or nothing if it is gone."""
+    try:
+        with open(path, encoding='ascii') as file:
+            return ' '.join(file.read().split())
+    except OSError:
+        return ''
+
+
+def read_link(path):
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ''
+
+
 def read_abi():
     """The numbers of guest-abi.h, without their prefix."""
     with open(os.path.join(GUEST, 'guest-abi.h'), encoding='ascii') as file:
@@ -230,17 +246,23 @@ class GuestVM:
 
     def standstill(self):
         """What to know of a guest that does not go on, as text."""
-        report = [f'serial port: {self.serial()!r}', str(self.info()['fetch'])]
+        proc = f'/proc/{self.vm.get_pid()}'
+        report = [f'serial port: {self.serial()!r}', str(self.info()),
+                  str(self.qmp('query-status'))]
         report += [str(run) for run in self.map() if run['state'] == 'moving']
-        for task in sorted(glob.glob(f'/proc/{self.vm.get_pid()}/task/*')):
-            # Of a thread that ends meanwhile there is nothing to know
-            for name in ('comm', 'wchan', 'stack'):
-                try:
-                    with open(os.path.join(task, name),
-                              encoding='ascii') as file:
-                        report.append(' '.join(file.read().split()))
-                except OSError:
-                    pass
+        # Twice, to see what moves
+        for _ in range(2):
+            report += [f'CPU {cpu} {field} {self.get(cpu, field)}'
+                       for cpu in range(self.cpus)
+                       for field in ('MODE', 'ACK', 'ROUNDS')]
+            for task in sorted(glob.glob(f'{proc}/task/*')):
+                report += [read_words(os.path.join(task, name))
+                           for name in ('comm', 'wchan', 'stack', 'stat')]
+            time.sleep(1)
+        # Faults that nobody has read yet, and all; and whether it is a hold
+        for path in glob.glob(f'{proc}/fd/*'):
+            if 'userfaultfd' in read_link(path):
+                report.append(read_words(path.replace('/fd/', '/fdinfo/')))
         return '; '.join(report)
 
     def wait_field(self, cpu, field, condition):
