@@ -100,17 +100,20 @@ static void register_errno(enum kind kind)
 static void reregister(enum kind kind)
 {
 	struct mem m = mem_new(kind, RW);
-	int fd = uffd_open(F_RWP);
+	int fd = uffd_open(F_RWP), wp = reg(fd, m.p, m.len, R_WP);
 
+	/* In files it needs PTE markers */
+	CHECK(!wp || (wp == -EINVAL && kind != ANON), "%d", wp);
+	EQ(unreg(fd, m.p, m.len), 0);
 	EQ(reg(fd, m.p, m.len, R_RWP), 0);
-	EQ(reg(fd, m.p, m.len, R_WP), -EBUSY);
+	EQ(reg(fd, m.p, m.len, R_WP), wp ? wp : -EBUSY);
 	EQ(reg(fd, m.p, m.len, R_MISSING), -EBUSY);
 	EQ(reg(fd, m.p, m.len, R_RWP | R_MISSING), 0);
 	CHECK(vmflag(m.p, "um") && vmflag(m.p, "ur"), "mode not added");
 	EQ(reg(fd, m.p, m.len, R_RWP), 0);
 	CHECK(vmflag(m.p, "um"), "a no-op removed a mode");
 	EQ(unreg(fd, m.p, m.len), 0);
-	if (reg(fd, m.p, m.len, R_WP) == 0) {	/* needs PTE markers */
+	if (reg(fd, m.p, m.len, R_WP) == 0) {
 		EQ(reg(fd, m.p, m.len, R_RWP), -EBUSY);
 		EQ(reg(fd, m.p, m.len, R_MISSING), -EBUSY);
 		EQ(unreg(fd, m.p, m.len), 0);
