@@ -21,6 +21,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "qemu/coroutine.h"
 #include "qemu/memalign.h"
@@ -171,6 +172,9 @@ static int coroutine_fn place_pages(RwpState *s, Fetch *fetch, uint8_t *buf)
     rwp_inject_co_delay(RWP_INJECT_DELAY_FETCH);
     ret = rwp_place_page(s, fetch->page, buf);
     if (ret < 0) {
+        warn_report_once("memory-backend-rwp '%s': a page that the guest waits "
+                         "for cannot be put in place, and is tried again: %s",
+                         s->id, strerror(-ret));
         return ret;
     }
     record_latency(s, get_clock() - fetch->start_ns);
