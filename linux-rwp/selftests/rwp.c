@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdarg.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -139,6 +140,14 @@ char *thp_new(size_t n)
 	if (smaps_kb(p, "AnonHugePages:") != (long)(n * sz >> 10))
 		skip("no huge page could be had");
 	return p;
+}
+
+long minflt(void)
+{
+	struct rusage r;
+
+	getrusage(RUSAGE_THREAD, &r);
+	return r.ru_minflt;
 }
 
 int uffd_raw(int flags)

@@ -167,6 +167,9 @@ void toucher_start(struct toucher *t, void *p, bool write);
 bool toucher_blocked(struct toucher *t);	/* after a while */
 void toucher_join(struct toucher *t);
 
+/* Minor faults of this thread so far */
+long minflt(void);
+
 /* System knobs; set() returns whether it could be written */
 bool set(const char *path, const char *value);
 long get(const char *path);

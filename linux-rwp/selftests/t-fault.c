@@ -7,18 +7,9 @@
 #include "rwp.h"
 #include <fcntl.h>
 #include <setjmp.h>
-#include <sys/resource.h>
 #include <sys/uio.h>
 
 #define RW (PROT_READ | PROT_WRITE)
-
-static long minflt(void)
-{
-	struct rusage r;
-
-	getrusage(RUSAGE_THREAD, &r);
-	return r.ru_minflt;
-}
 
 static void sync_fault(enum kind kind)
 {

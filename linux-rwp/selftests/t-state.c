@@ -8,7 +8,6 @@
 #include "rwp.h"
 #include <fcntl.h>
 #include <sched.h>
-#include <sys/resource.h>
 #include <sys/swap.h>
 #include <sys/sysinfo.h>
 #include <sys/syscall.h>
@@ -322,25 +321,21 @@ static void migrate(enum kind kind)
 /* Faults that reading all of it takes */
 static long faults_of_reading(struct mem *m)
 {
-	struct rusage before, after;
+	long before = minflt();
 
-	getrusage(RUSAGE_THREAD, &before);
 	for (int i = 0; i < NPAGES; i++)
 		(void)((volatile char *)m->p)[i * m->psz];
-	getrusage(RUSAGE_THREAD, &after);
-	return after.ru_minflt - before.ru_minflt;
+	return minflt() - before;
 }
 
 /* Faults that writing to the odd pages takes */
 static long faults_of_writing(struct mem *m)
 {
-	struct rusage before, after;
+	long before = minflt();
 
-	getrusage(RUSAGE_THREAD, &before);
 	for (int i = 1; i < NPAGES; i += 2)
 		((volatile char *)m->p)[i * m->psz + 50] = 1;
-	getrusage(RUSAGE_THREAD, &after);
-	return after.ru_minflt - before.ru_minflt;
+	return minflt() - before;
 }
 
 static void mremap_noevent(enum kind kind)
