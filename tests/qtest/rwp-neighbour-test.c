@@ -110,6 +110,15 @@ static void test_vhost_user(const void *variant)
     peer_stop(&peer);
 }
 
+/* With memory evicted, the newcomers are refused, and do no harm */
+static void refuse(RwpVM *vm, const RwpRefused *refused, size_t nb)
+{
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_evict(vm, START, SIZE);
+    rwp_expect_refused(vm, refused, nb);
+    rwp_check(vm, START, SIZE, 1);
+}
+
 /* Buffers that the host kernel makes of the memfd; needs no udmabuf to fail */
 static void test_blob(const void *variant)
 {
@@ -120,12 +129,7 @@ static void test_blob(const void *variant)
     };
     RWP_VM_TEST(variant, "", "");
 
-    rwp_fill(vm, START, SIZE, 1);
-    rwp_evict(vm, START, SIZE);
-    if (is_shared(vm)) {
-        rwp_expect_refused(vm, refused, ARRAY_SIZE(refused));
-    }
-    rwp_check(vm, START, SIZE, 1);
+    refuse(vm, refused, is_shared(vm) ? ARRAY_SIZE(refused) : 0);
     rwp_vm_free(vm);
 }
 
@@ -147,10 +151,7 @@ static void test_pinning_comes(const void *variant)
     };
     RWP_VM_TEST(variant, "", "");
 
-    rwp_fill(vm, START, SIZE, 1);
-    rwp_evict(vm, START, SIZE);
-    rwp_expect_refused(vm, refused, ARRAY_SIZE(refused));
-    rwp_check(vm, START, SIZE, 1);
+    refuse(vm, refused, ARRAY_SIZE(refused));
 
     /* With all pages here, these fail by what they are */
     rwp_job(vm, RWP_FETCH());
