@@ -374,6 +374,19 @@ static const JobDriver evict_driver = {
     .free = rwp_job_free,
 };
 
+/* zap does not let a hold take write protection away there (EBUSY) */
+static bool can_hold(RwpState *s, Error **errp)
+{
+    if (s->mem->tracker->type == RWP_TRACKER_TYPE_ZAP &&
+        (s->mem->features & UFFD_FEATURE_RWP)) {
+        error_setg(errp, "memory-backend-rwp '%s': tracker=zap can only "
+                   "track on this host kernel; evicting needs tracker=rwp, "
+                   "which the kernel has", s->id);
+        return false;
+    }
+    return true;
+}
+
 bool rwp_evict_start(RwpState *s, const RwpEvictOptions *options,
                      Error **errp)
 {
@@ -381,17 +394,8 @@ bool rwp_evict_start(RwpState *s, const RwpEvictOptions *options,
 
     GLOBAL_STATE_CODE();
 
-    if (s->mem->tracker->type == RWP_TRACKER_TYPE_ZAP &&
-        (s->mem->features & UFFD_FEATURE_RWP)) {
-        /* It does not let a hold take write protection away (EBUSY) */
-        error_setg(errp, "memory-backend-rwp '%s': tracker=zap can only "
-                   "track on this host kernel; evicting needs tracker=rwp, "
-                   "which the kernel has", s->id);
-        rwp_state_settle(s);
-        return false;
-    }
-    if (!rwp_migrate_may_evict(s, errp) || !rwp_state_start(s, errp) ||
-        !rwp_guard_enter(s, errp)) {
+    if (!can_hold(s, errp) || !rwp_migrate_may_evict(s, errp) ||
+        !rwp_state_start(s, errp) || !rwp_guard_enter(s, errp)) {
         rwp_state_settle(s);
         return false;
     }
