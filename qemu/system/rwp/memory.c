@@ -342,9 +342,11 @@ static int fill(RwpMemory *mem, uint64_t first, uint64_t count,
         /* The mapping was changing; nothing is wrong with the page */
     } while (ret == -EAGAIN);
 
-    *placed = ret < 0 ? done / mem->page_size : count;
     if (ret == -EEXIST) {
-        rwp_memory_wake(mem, first + *placed, 1);
+        rwp_memory_wake(mem, first + done / mem->page_size, 1);
+    }
+    if (placed) {
+        *placed = ret < 0 ? done / mem->page_size : count;
     }
     return ret;
 }
@@ -393,15 +395,13 @@ static void map_zero_page(RwpMemory *mem)
 
 int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count)
 {
-    uint64_t placed;
-
     if (mem->page_size == qemu_real_host_page_size()) {
-        return fill(mem, first, count, NULL, &placed);
+        return fill(mem, first, count, NULL, NULL);
     }
     /* The kernel has no zero page of that size */
     map_zero_page(mem);
     for (uint64_t i = 0; i < count; i++) {
-        int ret = fill(mem, first + i, 1, mem->zero_page, &placed);
+        int ret = fill(mem, first + i, 1, mem->zero_page, NULL);
 
         if (ret < 0) {
             return ret;

@@ -179,7 +179,7 @@ int rwp_memory_fill(RwpMemory *mem, unsigned long request, void *arg);
  * rwp_memory_copy: put pages in place atomically, and wake.
  *
  * @buf: the content, in private memory
- * @placed: set to the number of pages that were put in place
+ * @placed: set to the number of pages that were put in place, unless NULL
  *
  * -EEXIST: a page is there already, the one after those.  Whoever waits for
  *     it has been woken.

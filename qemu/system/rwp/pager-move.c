@@ -86,9 +86,7 @@ static int64_t move_take(RwpMemory *mem, uint64_t first, uint64_t count,
 
 static int move_give_back(RwpMemory *mem, uint64_t page, void *buf)
 {
-    uint64_t placed;
-
-    return rwp_memory_copy(mem, page, 1, buf, &placed);
+    return rwp_memory_copy(mem, page, 1, buf, NULL);
 }
 
 static int64_t move_remove(RwpMemory *mem, uint64_t first, uint64_t count)

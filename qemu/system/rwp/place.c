@@ -76,8 +76,7 @@ void rwp_place_finish(RwpState *s, uint64_t page)
 
 int rwp_place_page(RwpState *s, uint64_t page, const void *buf)
 {
-    uint64_t placed;
-    int ret = rwp_memory_copy(s->mem, page, 1, buf, &placed);
+    int ret = rwp_memory_copy(s->mem, page, 1, buf, NULL);
 
     trace_rwp_fetch_place(s->id, page, 1, ret);
     if (ret == -EEXIST) {

@@ -69,7 +69,7 @@ void fake_wake_range(uint64_t first, uint64_t count);
 
 /* Pages appear with content from @buf, or zero, and wake */
 int fake_place_pages(FakeCall call, uint64_t first, uint64_t count,
-                     const uint8_t *buf);
+                     const uint8_t *buf, uint64_t *placed);
 
 /* Of tests/unit/iothread.h, which cannot be included beside the real one */
 IOThread *iothread_new(void);

@@ -82,7 +82,7 @@ static int punch_give_back(RwpMemory *mem, uint64_t page, void *buf)
 
 static int move_give_back(RwpMemory *mem, uint64_t page, void *buf)
 {
-    return fake_place_pages(FAKE_GIVE_BACK, page, 1, buf);
+    return fake_place_pages(FAKE_GIVE_BACK, page, 1, buf, NULL);
 }
 
 static int64_t punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)

@@ -409,8 +409,8 @@ int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count)
     return ret;
 }
 
-static int place_pages(FakeCall call, uint64_t first, uint64_t count,
-                       const uint8_t *buf, uint64_t *placed)
+int fake_place_pages(FakeCall call, uint64_t first, uint64_t count,
+                     const uint8_t *buf, uint64_t *placed)
 {
     int ret = fake_call_begin(call, first, &count);
 
@@ -433,22 +433,16 @@ static int place_pages(FakeCall call, uint64_t first, uint64_t count,
         fake_wake_range(first, count);
     }
     fake_call_end(call, first, count);
-    *placed = count;
+    if (placed) {
+        *placed = count;
+    }
     return ret;
-}
-
-int fake_place_pages(FakeCall call, uint64_t first, uint64_t count,
-                     const uint8_t *buf)
-{
-    uint64_t placed;
-
-    return place_pages(call, first, count, buf, &placed);
 }
 
 int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
                     const void *buf, uint64_t *placed)
 {
-    return place_pages(FAKE_COPY, first, count, buf, placed);
+    return fake_place_pages(FAKE_COPY, first, count, buf, placed);
 }
 
 int rwp_memory_overwrite(RwpMemory *mem, uint64_t page, const void *buf)
@@ -460,7 +454,7 @@ int rwp_memory_overwrite(RwpMemory *mem, uint64_t page, const void *buf)
 
 int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count)
 {
-    return fake_place_pages(FAKE_ZERO, first, count, NULL);
+    return fake_place_pages(FAKE_ZERO, first, count, NULL, NULL);
 }
 
 int rwp_memory_read_faults(RwpMemory *mem, struct uffd_msg *msgs, int nb)
