@@ -57,16 +57,30 @@ bool rwp_memory_features(uint64_t *features, Error **errp)
     return true;
 }
 
-strList *rwp_memory_feature_names(uint64_t features)
+strList *rwp_memory_feature_names(RwpMemory *mem)
 {
     strList *list = NULL, **tail = &list;
 
     for (size_t i = 0; i < ARRAY_SIZE(feature_names); i++) {
-        if (features & BIT_ULL(i)) {
+        if (mem->features & BIT_ULL(i)) {
             QAPI_LIST_APPEND(tail, g_strdup(feature_names[i]));
         }
     }
+    if (mem->rearms) {
+        QAPI_LIST_APPEND(tail, g_strdup("PM_SCAN_RWP_REARM"));
+    }
     return list;
+}
+
+/* An empty range is how to ask (linux-rwp, admin-guide/mm/pagemap.rst) */
+static bool kernel_rearms(RwpMemory *mem)
+{
+    struct rwp_pm_scan_arg arg = {
+        .size = sizeof(arg),
+        .flags = RWP_PM_SCAN_RWP_REARM,
+    };
+
+    return ioctl(mem->pagemap, RWP_PAGEMAP_SCAN, &arg) == 0;
 }
 
 RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
@@ -113,6 +127,7 @@ RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
         return NULL;
     }
     mem->chunk_modes = g_new0(uint64_t, rwp_memory_nb_chunks(mem));
+    mem->rearms = kernel_rearms(mem);
     return g_steal_pointer(&mem);
 }
 
@@ -238,18 +253,23 @@ int rwp_memory_register_all(RwpMemory *mem, uint64_t modes)
     return 0;
 }
 
-int rwp_memory_scan(RwpMemory *mem, uint64_t first, uint64_t count,
-                    uint64_t categories, RwpRunFunc *fn, void *opaque)
+/* @flags: PM_SCAN_* of the kernel */
+static int scan(RwpMemory *mem, uint64_t flags, uint64_t first, uint64_t count,
+                uint64_t categories, RwpRunFunc *fn, void *opaque)
 {
     struct rwp_page_region regions[SCAN_REGIONS];
     uint64_t base = (uintptr_t)mem->host;
+    /* To ask for all of one category is what the kernel is fastest at */
+    bool one = is_power_of_2(categories);
     struct rwp_pm_scan_arg arg = {
         .size = sizeof(arg),
+        .flags = flags,
         .start = rwp_memory_host(mem, first),
         .end = rwp_memory_host(mem, first + count),
         .vec = (uintptr_t)regions,
         .vec_len = SCAN_REGIONS,
-        .category_anyof_mask = categories,
+        .category_mask = one ? categories : 0,
+        .category_anyof_mask = one ? 0 : categories,
         .return_mask = categories,
     };
 
@@ -271,6 +291,19 @@ int rwp_memory_scan(RwpMemory *mem, uint64_t first, uint64_t count,
         arg.start = arg.walk_end;
     }
     return 0;
+}
+
+int rwp_memory_scan(RwpMemory *mem, uint64_t first, uint64_t count,
+                    uint64_t categories, RwpRunFunc *fn, void *opaque)
+{
+    return scan(mem, 0, first, count, categories, fn, opaque);
+}
+
+int rwp_memory_rearm(RwpMemory *mem, uint64_t first, uint64_t count,
+                     RwpRunFunc *fn, void *opaque)
+{
+    return mem->rearms ? scan(mem, RWP_PM_SCAN_RWP_REARM, first, count,
+                              RWP_PAGE_IS_ACCESSED, fn, opaque) : -ENOTSUP;
 }
 
 int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count)

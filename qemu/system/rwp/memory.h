@@ -41,6 +41,7 @@ struct RwpMemory {
     int uffd;
     int pagemap;
     uint64_t features;      /* UFFD_FEATURE_* of the kernel */
+    bool rearms;            /* it can do rwp_memory_rearm() */
 
     /*
      * UFFDIO_REGISTER_MODE_* of each chunk, 0 if not registered.
@@ -65,10 +66,11 @@ typedef void RwpRunFunc(void *opaque, uint64_t first, uint64_t count);
 bool rwp_memory_features(uint64_t *features, Error **errp);
 
 /**
- * rwp_memory_feature_names: names of UFFD_FEATURE_* bits, without that
- * prefix.  The caller frees the list.
+ * rwp_memory_feature_names: what the kernel can do for @mem: names of
+ * UFFD_FEATURE_* bits, without that prefix, and PM_SCAN_RWP_REARM.  The
+ * caller frees the list.
  */
-strList *rwp_memory_feature_names(uint64_t features);
+strList *rwp_memory_feature_names(RwpMemory *mem);
 
 /**
  * rwp_memory_open: prepare @host for tracking and paging.
@@ -161,6 +163,16 @@ void rwp_memory_unregister_all(RwpMemory *mem);
  */
 int rwp_memory_scan(RwpMemory *mem, uint64_t first, uint64_t count,
                     uint64_t categories, RwpRunFunc *fn, void *opaque);
+
+/**
+ * rwp_memory_rearm: report pages that are RWP_PAGE_IS_ACCESSED, each armed
+ * in the same step.
+ *
+ * If this fails, pages may be armed that were not reported.  Returns
+ * -ENOTSUP, having done nothing, unless @mem->rearms.
+ */
+int rwp_memory_rearm(RwpMemory *mem, uint64_t first, uint64_t count,
+                     RwpRunFunc *fn, void *opaque);
 
 /**
  * rwp_memory_wake: let those who wait for one of the pages try again.

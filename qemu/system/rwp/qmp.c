@@ -207,7 +207,7 @@ static void add_info(RwpState *s, void *opaque)
     info->page_size = s->mem->page_size;
     info->tracker = s->mem->tracker->type;
     info->pager = s->mem->pager->type;
-    info->kernel_features = rwp_memory_feature_names(s->mem->features);
+    info->kernel_features = rwp_memory_feature_names(s->mem);
     info->tracking = rwp_scanner_running(s->scanner);
     info->interval = rwp_scanner_ever(s->scanner) ?
                      rwp_scanner_interval(s->scanner) : s->default_interval;

@@ -8,7 +8,8 @@
  * all pages get older, give the accessed ones age 0, arm exactly those
  * again.  Pages that were not accessed are armed already.  So nothing is
  * missed, but accesses in the short time between scan and arm to a page
- * that was found accessed anyway.
+ * that was found accessed anyway; and not even those where scan and arm are
+ * one step of the kernel.
  *
  * Between chunks it yields, so that evictions go on.
  *
@@ -95,6 +96,25 @@ int rwp_scan_touched(RwpState *s, uint64_t first, uint64_t count,
     return s->mem->tracker->scan(s->mem, first, count, cancel_staged, &scan);
 }
 
+/*
+ * As rwp_scan_touched(), and what is reported is armed again.  -ENOTSUP if
+ * that cannot be done in one step.
+ */
+static int rearm_touched(RwpState *s, uint64_t first, uint64_t count,
+                         RwpRunFunc *fn, void *opaque)
+{
+    const RwpTrackerOps *tracker = s->mem->tracker;
+    ScanTouched scan = { .s = s, .fn = fn, .opaque = opaque };
+    int ret = tracker->rearm ? tracker->rearm(s->mem, first, count,
+                                              cancel_staged, &scan) : -ENOTSUP;
+
+    if (ret < 0 && ret != -ENOTSUP) {
+        /* Any page may have been touched, and look as if it had not been */
+        cancel_staged(&scan, first, count);
+    }
+    return ret;
+}
+
 static void add_run(void *opaque, uint64_t first, uint64_t count)
 {
     Touched *touched = opaque;
@@ -172,10 +192,15 @@ static int scan_chunk(RwpScanner *scanner, uint64_t chunk, bool begin,
     uint64_t first = rwp_memory_chunk(s->mem, chunk, &count);
     int64_t start_ns = get_clock();
     int64_t scan_ns;
+    bool armed;
     int ret;
 
     g_array_set_size(touched->runs, 0);
-    ret = rwp_scan_touched(s, first, count, add_run, touched);
+    ret = rearm_touched(s, first, count, add_run, touched);
+    armed = ret != -ENOTSUP;
+    if (!armed) {
+        ret = rwp_scan_touched(s, first, count, add_run, touched);
+    }
     if (ret < 0) {
         return ret;
     }
@@ -194,7 +219,8 @@ static int scan_chunk(RwpScanner *scanner, uint64_t chunk, bool begin,
         }
     }
     scan_ns = get_clock();
-    ret = arm_runs(s, touched->runs) ?: drop_trap(s, chunk);
+    ret = armed ? 0 : arm_runs(s, touched->runs);
+    ret = ret ?: drop_trap(s, chunk);
     stats->scan_ns += scan_ns - start_ns;
     stats->arm_ns += get_clock() - scan_ns;
     return ret;

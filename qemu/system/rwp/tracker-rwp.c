@@ -102,6 +102,7 @@ const RwpTrackerOps rwp_tracker_rwp = {
     .trap = rwp_trap,
     .arm = rwp_arm,
     .scan = rwp_scan,
+    .rearm = rwp_memory_rearm,
     .hold = rwp_hold,
     .release = rwp_release,
     .admit = rwp_admit,

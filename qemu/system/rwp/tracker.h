@@ -43,6 +43,14 @@ struct RwpTrackerOps {
     int (*scan)(RwpMemory *mem, uint64_t first, uint64_t count,
                 RwpRunFunc *fn, void *opaque);
 
+    /*
+     * Report as scan does, and have armed what is reported, with no access
+     * missed in between.  NULL if the tracker cannot, -ENOTSUP if the host's
+     * kernel cannot; else a failure may leave pages armed and not reported.
+     */
+    int (*rearm)(RwpMemory *mem, uint64_t first, uint64_t count,
+                 RwpRunFunc *fn, void *opaque);
+
     /* Begin and end a hold.  It may reach further than @chunk. */
     int (*hold)(RwpMemory *mem, uint64_t chunk);
     int (*release)(RwpMemory *mem, uint64_t chunk);

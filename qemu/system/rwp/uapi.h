@@ -62,6 +62,8 @@ struct rwp_pm_scan_arg {
 };
 
 #define RWP_PAGEMAP_SCAN        _IOWR('f', 16, struct rwp_pm_scan_arg)
+/* Only linux-rwp has it: arm what is reported as accessed */
+#define RWP_PM_SCAN_RWP_REARM   (1ULL << 48)
 #define RWP_PAGE_IS_PRESENT     (1 << 3)
 #define RWP_PAGE_IS_SWAPPED     (1 << 4)
 #define RWP_PAGE_IS_HUGE        (1 << 6)

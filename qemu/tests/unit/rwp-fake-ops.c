@@ -114,20 +114,22 @@ static bool page_touched(uint64_t page)
     return fake.pages[page].present && !fake.pages[page].armed;
 }
 
+/* @arm: those that are reported are armed in the same moment */
 static int report_runs(FakeCall call, uint64_t first, uint64_t count,
-                       PageTest *test, RwpRunFunc *fn, void *opaque)
+                       PageTest *test, bool arm, RwpRunFunc *fn, void *opaque)
 {
     g_autofree bool *map = g_new0(bool, count + 1);
     uint64_t pages = count;
     int ret = fake_call_begin(call, first, &pages);
 
+    WITH_QEMU_LOCK_GUARD(&fake.lock) {
+        for (uint64_t i = 0; i < pages; i++) {
+            map[i] = test(first + i);
+            fake.pages[first + i].armed |= arm && map[i];
+        }
+    }
     if (ret < 0) {
         return ret;
-    }
-    WITH_QEMU_LOCK_GUARD(&fake.lock) {
-        for (uint64_t i = 0; i < count; i++) {
-            map[i] = test(first + i);
-        }
     }
     for (uint64_t i = 0; i < count; i++) {
         uint64_t start = i;
@@ -146,7 +148,8 @@ static int report_runs(FakeCall call, uint64_t first, uint64_t count,
 static int pager_populated(RwpMemory *mem, uint64_t first, uint64_t count,
                            RwpRunFunc *fn, void *opaque)
 {
-    return report_runs(FAKE_POPULATED, first, count, page_present, fn, opaque);
+    return report_runs(FAKE_POPULATED, first, count, page_present, false, fn,
+                       opaque);
 }
 
 const RwpPagerOps rwp_pager_punch = {
@@ -207,7 +210,15 @@ static int tracker_arm(RwpMemory *mem, uint64_t first, uint64_t count)
 static int tracker_scan(RwpMemory *mem, uint64_t first, uint64_t count,
                         RwpRunFunc *fn, void *opaque)
 {
-    return report_runs(FAKE_SCAN, first, count, page_touched, fn, opaque);
+    return report_runs(FAKE_SCAN, first, count, page_touched, false, fn,
+                       opaque);
+}
+
+static int tracker_rearm(RwpMemory *mem, uint64_t first, uint64_t count,
+                         RwpRunFunc *fn, void *opaque)
+{
+    return mem->rearms ? report_runs(FAKE_REARM, first, count, page_touched,
+                                     true, fn, opaque) : -ENOTSUP;
 }
 
 static int set_hold(FakeCall call, uint64_t chunk, bool held)
@@ -257,6 +268,7 @@ const RwpTrackerOps name = {            \
     .trap = tracker_trap,               \
     .arm = tracker_arm,                 \
     .scan = tracker_scan,               \
+    .rearm = tracker_rearm,             \
     .hold = tracker_hold,               \
     .release = tracker_release,         \
     .admit = tracker_admit,             \

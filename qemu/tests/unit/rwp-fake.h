@@ -47,6 +47,7 @@ typedef enum FakeCall {
     FAKE_TRAP,
     FAKE_ARM,
     FAKE_SCAN,
+    FAKE_REARM,
     FAKE_HOLD,
     FAKE_RELEASE,
     FAKE_ADMIT,

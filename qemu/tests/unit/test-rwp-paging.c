@@ -259,8 +259,12 @@ static uint64_t cycles(Rig *rig)
     return stats.completed;
 }
 
-/* A cycle arms the touched page again before the commit looks at it */
-static void test_rearmed(const RigKind *kind)
+/*
+ * A cycle arms the touched page again before the commit looks at it
+ *
+ * @in_one_step: the kernel can scan and arm in one step
+ */
+static void touch_and_rearm(const RigKind *kind, bool in_one_step)
 {
     Rig *rig = rig_new(kind, 1);
     uint64_t cycle;
@@ -268,6 +272,7 @@ static void test_rearmed(const RigKind *kind)
 
     rig_fill(0, 10);
     g_assert(rwp_state_start(rig->s, &error_abort));
+    rig->s->mem->rearms = in_one_step;
     rwp_scanner_start(rig->s->scanner, RWP_INTERVAL_MIN);
     job = rig_evict_begin(rig, 10);
 
@@ -281,9 +286,47 @@ static void test_rearmed(const RigKind *kind)
     g_assert(fake_present(5));
     g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), ==, 9);
     g_assert_cmphex(fake_read(5), ==, NEW_VALUE);
+    g_assert_cmpint(fake_calls(FAKE_REARM) > 0, ==, in_one_step);
     rig_check(rig, 0, 5);
     rig_check(rig, 6, 4);
     rwp_scanner_stop(rig->s->scanner);
+    rig_free(rig);
+}
+
+static void test_rearmed(const RigKind *kind)
+{
+    touch_and_rearm(kind, false);
+}
+
+static void test_rearmed_in_one_step(const RigKind *kind)
+{
+    touch_and_rearm(kind, true);
+}
+
+/* The touched page is armed again, but the cycle does not get to know it */
+static void test_rearm_fails(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 1);
+    RigTouch touch = { .page = 5, .value = NEW_VALUE, .wait = true };
+    Job *job;
+
+    rig_fill(0, 10);
+    g_assert(rwp_state_start(rig->s, &error_abort));
+    rig->s->mem->rearms = true;
+    rwp_scanner_start(rig->s->scanner, RWP_INTERVAL_MIN);
+    job = rig_evict_begin(rig, 10);
+
+    fake_fail(FAKE_REARM, 8, 1, -EFAULT);
+    fake_before(FAKE_REARM, rig_touch, &touch);
+    RIG_WAIT(!rwp_scanner_running(rig->s->scanner));
+    g_assert(fake_armed(5));
+    fake_store_open_gate(FAKE_STORE_WRITE);
+    g_assert_cmpint(rig_wait(job), ==, 0);
+    g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), ==, 0);
+    g_assert_cmphex(fake_touch_end(touch.touch), ==, NEW_VALUE);
+    g_assert_cmphex(fake_read(5), ==, NEW_VALUE);
+    rig_check(rig, 0, 5);
+    rig_check(rig, 6, 4);
     rig_free(rig);
 }
 
@@ -450,6 +493,8 @@ static void add_tests(void)
     rig_add("touch/after-take", test_touch_after_take);
     rig_add("touch/in-write", test_touch_in_write);
     rig_add("touch/rearmed", test_rearmed);
+    rig_add("touch/rearmed-in-one-step", test_rearmed_in_one_step);
+    rig_add_stays("touch/rearm-fails", test_rearm_fails);
     rig_add_stays("touch/before-hold", test_touch_before_hold);
     rig_add_stays("touch/in-hold", test_touch_in_hold);
     rig_add_stays("touch/before-remove", test_touch_before_remove);
