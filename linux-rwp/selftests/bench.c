@@ -2,7 +2,8 @@
 /*
  * What arming, scanning and being touched cost, beside the nearest relatives:
  * UFFDIO_WRITEPROTECT with WP_ASYNC, and mprotect(PROT_NONE) with a SIGSEGV
- * handler. Only ratios of lines of one run mean anything.
+ * handler; and a cycle of a monitor with and without PM_SCAN_RWP_REARM. Only
+ * ratios of lines of one run mean anything.
  *
  *	bench [MEBIBYTES | plain]
  *
@@ -58,6 +59,66 @@ static void do_scan(char *p, __u64 what)
 	close(fd);
 }
 
+static double min_(double a, double b)
+{
+	return !a || b < a ? b : a;
+}
+
+/* One cycle: find what was touched, and arm it. A step, or a call for each run */
+static double cycle(int fd, char *p, bool rearm)
+{
+	static struct s_region r[512];
+	struct s_arg a = {
+		.size = sizeof(a), .flags = rearm ? S_RWP_REARM : 0,
+		.start = (uintptr_t)p, .end = (uintptr_t)p + len,
+		.vec = (uintptr_t)r, .vec_len = 512,
+		.category_mask = C_ACCESSED, .return_mask = C_ACCESSED,
+	};
+	int pm = open("/proc/self/pagemap", O_RDONLY);
+	double t = now();
+
+	do {
+		int n = ioctl(pm, U_PAGEMAP_SCAN, &a);
+
+		CHECK(n >= 0, "%m");
+		for (int i = 0; i < n && !rearm; i++)
+			EQ(rwprotect(fd, (void *)(uintptr_t)r[i].start,
+				     r[i].end - r[i].start, M_RWP), 0);
+		a.start = a.walk_end;
+	} while (a.start < a.end);
+	t = now() - t;
+	close(pm);
+	return t;
+}
+
+static bool can_rearm(void)
+{
+	struct s_arg a = { .size = sizeof(a), .flags = S_RWP_REARM };
+	int pm = open("/proc/self/pagemap", O_RDONLY);
+	int ret = ioctl(pm, U_PAGEMAP_SCAN, &a);
+
+	close(pm);
+	return !ret;
+}
+
+static void cycles(int fd, char *p)
+{
+	int every[] = { 1, 2, 16, 256, 0 };
+
+	for (int i = 0; i < 5 && can_rearm(); i++) {
+		double took[2] = { };
+
+		for (int n = 0; n < 2 * ROUNDS; n++) {
+			for (size_t o = 0; every[i] && o < len; o += every[i] * 4096ul)
+				((volatile char *)p)[o] = 4;
+			took[n % 2] = min_(took[n % 2], cycle(fd, p, n % 2));
+		}
+		printf("cycle, 1 of %d touched (0: none): SCAN, RWPROTECT %9.0f us, REARM %9.0f us, ratio %.2f\n",
+		       every[i], took[0] / 1e3, took[1] / 1e3, took[1] / took[0]);
+		fflush(stdout);
+	}
+}
+
 static volatile char *sig_page;
 
 static void on_segv(int sig, siginfo_t *si, void *ctx)
@@ -71,11 +132,6 @@ static void on_segv(int sig, siginfo_t *si, void *ctx)
 struct row {
 	double arm_hot, arm_cold, scan, touch;
 };
-
-static double min_(double a, double b)
-{
-	return !a || b < a ? b : a;
-}
 
 static struct row measure(int fd, char *p, unsigned int cmd, __u64 what, size_t step)
 {
@@ -195,6 +251,8 @@ int main(int argc, char **argv)
 		rwp = measure(fd, p, U_RWPROTECT, C_ACCESSED, step);
 		print(huge ? "RWPROTECT, RWP_ASYNC, THP" :
 		      "RWPROTECT, RWP_ASYNC, 4K", rwp);
+		if (!huge)
+			cycles(fd, p);
 		close(fd);
 		printf("ratio RWP/WP %s: arm %.2f scan %.2f touch %.2f\n",
 		       huge ? "THP" : "4K", rwp.arm_hot / wp.arm_hot,

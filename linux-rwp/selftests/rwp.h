@@ -90,6 +90,7 @@ struct u_msg {
 #define C_ACCESSED	(1u << 9)
 #define S_WP_MATCHING	1ull
 #define S_CHECK_WPASYNC	2ull
+#define S_RWP_REARM	(1ull << 48)	/* linux-rwp only */
 #define U_PAGEMAP_SCAN	0xc0606610u
 
 struct s_region { __u64 start, end, categories; };

@@ -79,12 +79,23 @@ static void *toucher_thread(void *arg)
 	return NULL;
 }
 
+/* By the call and by a scan in turns; a kernel may not know the latter */
 static void *arm_thread(void *arg)
 {
-	while (!stop) {
-		rwprotect(fd, mem, npages * 4096, M_RWP);
+	struct s_arg a = {
+		.size = sizeof(a), .flags = S_RWP_REARM, .start = (uintptr_t)mem,
+		.end = (uintptr_t)mem + npages * 4096, .category_mask = C_ACCESSED,
+	};
+	int pm = open("/proc/self/pagemap", O_RDONLY);
+
+	for (int n = 0; !stop; n++) {
+		if (n % 2)
+			rwprotect(fd, mem, npages * 4096, M_RWP);
+		else
+			ioctl(pm, U_PAGEMAP_SCAN, &a);
 		usleep(30000);
 	}
+	close(pm);
 	return NULL;
 }
 
