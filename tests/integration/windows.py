@@ -137,6 +137,8 @@ def check_window(tap, backend, pager, window, hits):
 def check_broken(tap, backend, steps):
     name = f'{steps} is caught'
     pages = pages_for(steps)
+    # Or else it is the checksum that notices, and the writers wait for good
+    backend += ',checksum=off'
     with GuestVM(backend, RAM, cpus=2, env={'RWP_INJECT': steps}) as guest:
         start_writers(guest, pages)
         for number in range(MOST):

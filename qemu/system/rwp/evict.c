@@ -198,6 +198,7 @@ static int coroutine_fn evict_window(RwpJob *job, uint64_t first,
                                      uint64_t *pages, Error **errp)
 {
     RwpState *s = job->s;
+    RwpMemory *mem = s->mem;
     RwpBatch *batch;
     BatchTask *task;
     int ret = 0;
@@ -212,9 +213,17 @@ static int coroutine_fn evict_window(RwpJob *job, uint64_t first,
     }
     batch->first = first;
     batch->count = count;
+    if (mem->pager->buffer_set) {
+        ret = mem->pager->buffer_set(mem, batch->buf, first, count);
+        if (ret < 0) {
+            error_setg_errno(errp, -ret, "cannot map pages for eviction");
+            g_ptr_array_add(job->batches, batch);
+            return ret;
+        }
+    }
     bitmap_zero(batch->wanted, job->batch_pages);
     if (job->explicit_ranges) {
-        ret = s->mem->pager->populated(s->mem, first, count, want_run, batch);
+        ret = mem->pager->populated(mem, first, count, want_run, batch);
     } else {
         want_by_age(job, batch, min_age, max_age);
     }

@@ -9,6 +9,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/atomic.h"
+#include "qemu/bitmap.h"
 #include "qemu/bitops.h"
 #include "qemu/units.h"
 #include "qemu/userfaultfd.h"
@@ -127,6 +128,7 @@ RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
         return NULL;
     }
     mem->chunk_modes = g_new0(uint64_t, rwp_memory_nb_chunks(mem));
+    mem->left = bitmap_new(rwp_memory_nb_chunks(mem));
     mem->rearms = kernel_rearms(mem);
     return g_steal_pointer(&mem);
 }
@@ -141,6 +143,7 @@ void rwp_memory_close(RwpMemory *mem)
     close(mem->uffd);
     munmap(mem->zero_page, mem->page_size);
     g_free(mem->chunk_modes);
+    g_free(mem->left);
     g_free(mem);
 }
 
@@ -203,6 +206,7 @@ int rwp_memory_untrap(RwpMemory *mem, uint64_t chunk)
     }
     unregister_range(mem, first, count);
     mem->chunk_modes[chunk] = 0;
+    clear_bit(chunk, mem->left);
     ret = rwp_memory_register(mem, chunk, mem->tracker->modes(mem));
     trace_rwp_untrap(chunk, ret);
     return ret < 0 ? ret : 1;
@@ -219,6 +223,7 @@ void rwp_memory_unregister_all(RwpMemory *mem)
         if (mem->chunk_modes[chunk]) {
             unregister_range(mem, first, count);
             mem->chunk_modes[chunk] = 0;
+            clear_bit(chunk, mem->left);
         }
     }
 }

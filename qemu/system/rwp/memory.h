@@ -50,6 +50,13 @@ struct RwpMemory {
      */
     uint64_t *chunk_modes;
 
+    /*
+     * Chunks with a page that stayed in the file, without its content, when
+     * it was removed: what touches it must trap as if it were away, until it
+     * is overwritten.  Work thread.
+     */
+    unsigned long *left;
+
     /* For the fill of pages that are zero and cannot be mapped as such */
     void *zero_page;
 };

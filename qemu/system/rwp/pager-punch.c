@@ -1,15 +1,20 @@
 /*
- * Pager for memfds: copy, and punch a hole if the copy is still good
+ * Pager for memfds: show the content, and punch a hole if nobody touched it
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Content is read with pread(2) from the memfd and not through a second
- * mapping: reading a hole through a mapping would allocate a page of zeros
- * in the memfd, which a page that is being evicted must not get.
+ * A buffer is a second mapping of the part of the memfd that a batch covers,
+ * so that content goes to the store without being copied.  Only pages that
+ * are in the file are looked at: to read a hole through a mapping allocates a
+ * page of zeros.  That still happens if one is discarded while it is being
+ * evicted; it costs the memory of the page.
+ *
+ * Not so with hugetlbfs, where such a page may not be had, and whoever reads
+ * gets a SIGBUS: there the buffer is memory of its own, and the content is
+ * copied with pread(2).
  */
 
 #include "qemu/osdep.h"
-#include "qemu/memalign.h"
 #include "qapi/error.h"
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -19,28 +24,85 @@
 /* Pages that mincore(2) is asked about at a time */
 #define INCORE_PAGES 4096
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22   /* Linux 5.14, madvise(2) */
+#endif
+
+static bool copies(RwpMemory *mem)
+{
+    return mem->page_size != qemu_real_host_page_size();
+}
+
 static void *punch_buffer_new(RwpMemory *mem, uint64_t count, Error **errp)
 {
-    void *buf = qemu_try_memalign(qemu_real_host_page_size(),
-                                  count * mem->page_size);
+    uint64_t size = count * mem->page_size;
+    void *buf = mmap(NULL, size, copies(mem) ? PROT_READ | PROT_WRITE :
+                                               PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-    if (!buf) {
-        error_setg(errp, "no memory for an eviction buffer of %" PRIu64
-                   " bytes", count * mem->page_size);
+    if (buf == MAP_FAILED) {
+        error_setg_errno(errp, errno, "cannot map an eviction buffer of %"
+                         PRIu64 " bytes", size);
+        return NULL;
     }
     return buf;
 }
 
 static void punch_buffer_free(RwpMemory *mem, void *buf, uint64_t count)
 {
-    qemu_vfree(buf);
+    if (buf) {
+        munmap(buf, count * mem->page_size);
+    }
+}
+
+static int punch_buffer_set(RwpMemory *mem, void *buf, uint64_t first,
+                            uint64_t count)
+{
+    uint64_t size = count * mem->page_size;
+
+    if (copies(mem)) {
+        return 0;
+    }
+    if (mmap(buf, size, PROT_READ, MAP_SHARED | MAP_FIXED, mem->fd,
+             first * mem->page_size) == MAP_FAILED) {
+        return -errno;
+    }
+    /* A child would keep pages in the file that are removed here */
+    madvise(buf, size, MADV_DONTFORK);
+    return 0;
 }
 
 static void punch_buffer_reset(RwpMemory *mem, void *buf, uint64_t count)
 {
+    /* What was not evicted is not to count as mapped twice */
+    if (!copies(mem)) {
+        madvise(buf, count * mem->page_size, MADV_DONTNEED);
+    }
 }
 
-static int64_t punch_take(RwpMemory *mem, uint64_t first, uint64_t count,
+static int populate(void *buf, uint64_t bytes)
+{
+    int ret;
+
+    do {
+        ret = madvise(buf, bytes, MADV_POPULATE_READ);
+    } while (ret < 0 && (errno == EINTR || errno == EAGAIN));
+    return ret < 0 ? -errno : 0;
+}
+
+/* Fails where reading would raise a signal: the page has a hardware error */
+static int64_t view_pages(RwpMemory *mem, uint64_t count, void *buf)
+{
+    int ret = populate(buf, count * mem->page_size);
+
+    if (ret < 0 && count > 1) {
+        count = 1;
+        ret = populate(buf, mem->page_size);
+    }
+    return ret < 0 ? ret : count;
+}
+
+static int64_t copy_pages(RwpMemory *mem, uint64_t first, uint64_t count,
                           void *buf)
 {
     uint64_t total = count * mem->page_size;
@@ -57,6 +119,13 @@ static int64_t punch_take(RwpMemory *mem, uint64_t first, uint64_t count,
         }
     }
     return count;
+}
+
+static int64_t punch_take(RwpMemory *mem, uint64_t first, uint64_t count,
+                          void *buf)
+{
+    return copies(mem) ? copy_pages(mem, first, count, buf) :
+                         view_pages(mem, count, buf);
 }
 
 static int punch_give_back(RwpMemory *mem, uint64_t page, void *buf)
@@ -114,8 +183,7 @@ static int64_t punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)
     if (ret < 0) {
         return -errno;
     }
-    return mem->page_size == qemu_real_host_page_size() ?
-           punch_hole(mem, first, count) : count;
+    return copies(mem) ? count : punch_hole(mem, first, count);
 }
 
 /*
@@ -130,7 +198,7 @@ static int punch_populated(RwpMemory *mem, uint64_t first, uint64_t count,
 {
     unsigned char vec[INCORE_PAGES];
 
-    if (mem->page_size != qemu_real_host_page_size()) {
+    if (copies(mem)) {
         /* For huge pages it sees only those that are mapped */
         fn(opaque, first, count);
         return 0;
@@ -173,6 +241,7 @@ const RwpPagerOps rwp_pager_punch = {
     .stays = true,
     .buffer_new = punch_buffer_new,
     .buffer_free = punch_buffer_free,
+    .buffer_set = punch_buffer_set,
     .buffer_reset = punch_buffer_reset,
     .take = punch_take,
     .give_back = punch_give_back,

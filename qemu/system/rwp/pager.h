@@ -7,9 +7,10 @@
  * can be written to the store, and ends by removing the pages or by giving
  * them back.
  *
- *   punch   taking copies from the memfd; the copy is a guess until the
- *           tracker says that the page was not touched since.  Removing
- *           punches a hole into the memfd.  Giving back is nothing.
+ *   punch   taking has the buffer show the content, which stays in place and
+ *           can change; so what is read from it is a guess until the tracker
+ *           says that the page was not touched since.  Removing punches a
+ *           hole into the memfd.  Giving back is nothing.
  *   move    taking moves the page into the buffer in one step, from then
  *           on an access traps.  Removing is nothing.  Giving back copies
  *           from the buffer, which stays intact for a write under way.
@@ -43,11 +44,15 @@ struct RwpPagerOps {
     void *(*buffer_new)(RwpMemory *mem, uint64_t count, Error **errp);
     void (*buffer_free)(RwpMemory *mem, void *buf, uint64_t count);
 
-    /* Make a used buffer ready for take again */
+    /* Before take: it will be of pages from @first on.  NULL if no matter. */
+    int (*buffer_set)(RwpMemory *mem, void *buf, uint64_t first,
+                      uint64_t count);
+
+    /* Make a used buffer ready for another use */
     void (*buffer_reset)(RwpMemory *mem, void *buf, uint64_t count);
 
     /*
-     * Take pages into @buf.  Returns the number of pages taken from
+     * Have the content of pages in @buf.  Returns the number of pages taken from
      * @first on, which can be less than @count; or the reason why not even
      * the first could be taken: -EBUSY if somebody uses it, -ENOENT if it
      * is not in memory.
@@ -60,8 +65,8 @@ struct RwpPagerOps {
 
     /*
      * Remove pages.  Returns the number of pages removed from @first on; if
-     * that is less than @count, the page after them is still there, with
-     * zeros in it.
+     * that is less than @count, the page after them is still there, but its
+     * content is lost.
      */
     int64_t (*remove)(RwpMemory *mem, uint64_t first, uint64_t count);
 

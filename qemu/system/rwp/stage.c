@@ -3,11 +3,11 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * If the original of a page stays in place while a copy is written (pager
- * punch):
+ * If the original of a page stays in place while its content is written
+ * (pager punch):
  *
- *   stage    with nothing blocked: the pages are armed, and copied.  The
- *            caller writes the copies to the store.  A copy is a guess.
+ *   stage    with nothing blocked: the pages are armed.  The caller writes
+ *            their content to the store.  That is a guess.
  *   commit   in windows of some pages: hold; scan: pages that were touched
  *            since they were armed are given up; remove the others;
  *            release; wake.  No I/O.
@@ -23,16 +23,16 @@
  * Memory that is mapped for DMA is neither staged nor removed: the host
  * kernel could write to it without being seen by any of this.
  *
- * Why there is a copy, and the store is not given the guest's memory: a
- * block driver may read what it writes more than once (a checksum, parity,
- * a mirror), and must find the same each time; and reading a hole through
- * a mapping would fill it.
+ * The guest may write to what the store is being given, as it may to the
+ * buffers of its own requests, so block drivers put up with it.  The page was
+ * touched then, so what they made of it is never read; nor is the checksum
+ * used that was taken before.
  *
  * rwp_stage() and rwp_stage_commit() are one stretch without a yield, and
  * so cannot be interleaved with a cycle of the scanner or with another
  * batch, which run in the same thread.
  *
- * Locking: everything runs in the work thread, except that copies are made
+ * Locking: everything runs in the work thread, except that content is taken
  * in threads of its pool.  Between rwp_stage() and the return of
  * rwp_stage_take() nobody else uses the batch, but the fault service, which
  * reads the content of pages that it took over.
@@ -311,18 +311,6 @@ static void removed(RwpState *s, RwpBatch *batch, uint64_t i, RwpPage state)
     }
 }
 
-/* The page number @i of @batch is still there, but lost its content */
-static void restore(RwpState *s, RwpBatch *batch, uint64_t i)
-{
-    uint64_t page = batch->first + i;
-    int ret = rwp_memory_overwrite(s->mem, page,
-                                   batch->buf + i * s->mem->page_size);
-
-    trace_rwp_evict_restore(s->id, page, ret);
-    /* If that fails it is as if it were away, and fetching it tries again */
-    removed(s, batch, i, ret < 0 ? evicted_state(batch, i) : RWP_PAGE_LIVE);
-}
-
 /* Remove pages that are LEAVING */
 static void remove_run(void *opaque, uint64_t first, uint64_t count)
 {
@@ -343,7 +331,11 @@ static void remove_run(void *opaque, uint64_t first, uint64_t count)
                                              evicted_state(batch, pos));
         }
         if (pos < end) {
-            restore(s, batch, pos++);
+            /* Still there, but without its content: as if it were away */
+            trace_rwp_evict_left(s->id, batch->first + pos);
+            set_bit(batch->first / s->mem->chunk_pages, s->mem->left);
+            removed(s, batch, pos, evicted_state(batch, pos));
+            pos++;
         }
     }
 }

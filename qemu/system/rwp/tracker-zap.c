@@ -22,6 +22,7 @@
 
 #include "qemu/osdep.h"
 #include <sys/mman.h>
+#include "qemu/bitmap.h"
 #include "uapi.h"
 #include "tracker.h"
 
@@ -62,6 +63,10 @@ static int zap_hold(RwpMemory *mem, uint64_t chunk)
 
 static int zap_release(RwpMemory *mem, uint64_t chunk)
 {
+    if (test_bit(chunk, mem->left)) {
+        /* Minor faults are all that traps there; other pages are admitted */
+        return 0;
+    }
     return rwp_memory_register(mem, chunk, UFFDIO_REGISTER_MODE_MISSING |
                                            UFFDIO_REGISTER_MODE_WP);
 }

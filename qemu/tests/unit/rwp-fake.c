@@ -346,6 +346,7 @@ RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
     mem->nb_pages = FAKE_NB_PAGES;
     mem->chunk_pages = FAKE_CHUNK_PAGES;
     mem->fd = mem->pagemap = -1;
+    mem->left = bitmap_new(rwp_memory_nb_chunks(mem));
     mem->uffd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     g_assert_cmpint(mem->uffd, >=, 0);
 
@@ -365,6 +366,7 @@ void rwp_memory_close(RwpMemory *mem)
     g_assert(QLIST_EMPTY(&fake.waiters));
     g_array_free(fake.messages, true);
     close(mem->uffd);
+    g_free(mem->left);
     g_free(mem);
     fake.mem = NULL;
 }
