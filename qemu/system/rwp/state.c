@@ -412,6 +412,8 @@ void rwp_state_free(RwpState *s)
     rwp_scanner_free(s->scanner);
     rwp_faults_free(s->faults);
     rwp_guard_unhook(s);
+    /* Nobody schedules it any more, and closing runs bottom halves */
+    qemu_bh_delete(s->settle_bh);
     rwp_memory_close(s->mem);
     rwp_store_close(s->store);
     if (s->work_thread) {
@@ -419,7 +421,6 @@ void rwp_state_free(RwpState *s)
         iothread_destroy(s->fault_thread);
     }
     rwp_guard_leave(s);
-    qemu_bh_delete(s->settle_bh);
     rwp_batch_list_destroy(&s->batches);
     rwp_checksums_free(s->checksums);
     rwp_pages_free(s->pages);

@@ -367,6 +367,8 @@ void rwp_memory_close(RwpMemory *mem)
     g_array_free(fake.messages, true);
     close(mem->uffd);
     g_free(mem->left);
+    /* Who uses it now shall notice */
+    memset(mem, FAKE_GARBAGE, sizeof(*mem));
     g_free(mem);
     fake.mem = NULL;
 }
