@@ -35,7 +35,8 @@ static unsigned char *evicted;		/* by page, evict_lock */
 static uint32_t *sum;			/* of an evicted page, evict_lock */
 static pthread_mutex_t evict_lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_bool stop, handler_end;
-static atomic_ulong touches, evictions, fetches, faults, forks, moves, toggles;
+static atomic_ulong touches, evictions, fetches, faults, forks, moves, toggles,
+		    busy;
 
 static void lost(const char *what, size_t page, uint32_t is, uint32_t should)
 {
@@ -108,9 +109,21 @@ static void fetch(size_t page)
 		return;
 	if (checksum(staging + page * 4096) != sum[page])
 		lost("staging", page, 0, 0);
-	do
-		n = uffd_move(fd, mem + page * 4096, staging + page * 4096, 4096);
-	while (n == -EAGAIN || n == -EBUSY);
+	for (;;) {
+		char *from = staging + page * 4096;
+
+		n = uffd_move(fd, mem + page * 4096, from, 4096);
+		/*
+		 * If it was moved while it was being written to swap, and read
+		 * right then, it does not count as ours alone until we write.
+		 */
+		if (n == -EBUSY) {
+			*(volatile char *)from = *from;
+			busy++;
+		} else if (n != -EAGAIN) {
+			break;
+		}
+	}
 	if (n != 4096)
 		lost("move back", page, -n, 0);
 	evicted[page] = 0;
@@ -280,6 +293,15 @@ static void *pageout_thread(void *arg)
 	return NULL;
 }
 
+/* Where the threads are; the file stack needs root and CONFIG_STACKTRACE */
+static void print_threads(void)
+{
+	fflush(stdout);
+	if (system("cd /proc/$PPID/task && for t in *; do echo \"thread $t\";"
+		   "cat $t/syscall; cat $t/stack; done") < 0)
+		perror("system");
+}
+
 int main(int argc, char **argv)
 {
 	int seconds = argc > 1 ? atoi(argv[1]) : 600;
@@ -318,6 +340,7 @@ int main(int argc, char **argv)
 		/* An overloaded host stops a machine for seconds, not for minutes */
 		still = touches == before ? still + 5 : 0;
 		if (still >= 120) {
+			print_threads();
 			printf("FAILED: no progress in two minutes\n");
 			fflush(stdout);
 			_exit(1);
@@ -347,8 +370,8 @@ int main(int argc, char **argv)
 		if (p[0] != expected[i] || p[1000] != expected[i] || p[2] != i)
 			lost("at the end", i, p[0], expected[i]);
 	}
-	printf("touches %lu faults %lu evictions %lu fetches %lu toggles %lu forks %lu mremaps %lu\n",
-	       touches, faults, evictions, fetches, toggles, forks, moves);
+	printf("touches %lu faults %lu evictions %lu fetches %lu toggles %lu forks %lu mremaps %lu busy %lu\n",
+	       touches, faults, evictions, fetches, toggles, forks, moves, busy);
 	if (!evictions || !fetches || !faults || !forks || !moves) {
 		printf("FAILED: some of it never happened\n");
 		return 1;

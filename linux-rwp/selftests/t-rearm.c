@@ -95,6 +95,7 @@ static void rearm_errno(enum kind kind)
 	struct mem plain = mem_new(ANON, RW), wp = mem_new(ANON, RW);
 	int fd = uffd_open(F_RWP | F_WP_ASYNC);
 	struct s_arg a = { .size = sizeof(a), .flags = S_RWP_REARM };
+	struct s_region r;
 	struct mem m;
 
 	need_rearm();
@@ -117,7 +118,13 @@ static void rearm_errno(enum kind kind)
 	EQ(a.walk_end, a.end);
 	for (int i = 0; i < NPAGES; i++)
 		CHECK(!bit57(wp.p + i * wp.psz), "page %d is write-protected", i);
-	EQ(rearm(&plain, MAX_REGIONS).n, 0);
+	a = (struct s_arg){
+		.size = sizeof(a), .flags = S_RWP_REARM,
+		.start = (uintptr_t)plain.p, .end = (uintptr_t)plain.p + plain.len,
+		.vec = (uintptr_t)&r, .vec_len = 1, .category_mask = C_PRESENT,
+		.return_mask = C_PRESENT,
+	};
+	EQ(scan_call(&a), 0);
 	mem_check(&plain, "plain");
 
 	m = touched(ANON, &fd, 1);
