@@ -260,21 +260,28 @@ static uint64_t cycles(Rig *rig)
 }
 
 /*
- * A cycle arms the touched page again before the commit looks at it
+ * Ten pages are being evicted by @job, with one cycle after the other
  *
  * @in_one_step: the kernel can scan and arm in one step
  */
-static void touch_and_rearm(const RigKind *kind, bool in_one_step)
+static Rig *evict_in_cycles(const RigKind *kind, bool in_one_step, Job **job)
 {
     Rig *rig = rig_new(kind, 1);
-    uint64_t cycle;
-    Job *job;
 
     rig_fill(0, 10);
     g_assert(rwp_state_start(rig->s, &error_abort));
     rig->s->mem->rearms = in_one_step;
     rwp_scanner_start(rig->s->scanner, RWP_INTERVAL_MIN);
-    job = rig_evict_begin(rig, 10);
+    *job = rig_evict_begin(rig, 10);
+    return rig;
+}
+
+/* A cycle arms the touched page again before the commit looks at it */
+static void touch_and_rearm(const RigKind *kind, bool in_one_step)
+{
+    Job *job;
+    Rig *rig = evict_in_cycles(kind, in_one_step, &job);
+    uint64_t cycle;
 
     fake_write(5, NEW_VALUE);
     cycle = cycles(rig);
@@ -306,15 +313,9 @@ static void test_rearmed_in_one_step(const RigKind *kind)
 /* The touched page is armed again, but the cycle does not get to know it */
 static void test_rearm_fails(const RigKind *kind)
 {
-    Rig *rig = rig_new(kind, 1);
-    RigTouch touch = { .page = 5, .value = NEW_VALUE, .wait = true };
     Job *job;
-
-    rig_fill(0, 10);
-    g_assert(rwp_state_start(rig->s, &error_abort));
-    rig->s->mem->rearms = true;
-    rwp_scanner_start(rig->s->scanner, RWP_INTERVAL_MIN);
-    job = rig_evict_begin(rig, 10);
+    Rig *rig = evict_in_cycles(kind, true, &job);
+    RigTouch touch = { .page = 5, .value = NEW_VALUE, .wait = true };
 
     fake_fail(FAKE_REARM, 8, 1, -EFAULT);
     fake_before(FAKE_REARM, rig_touch, &touch);
