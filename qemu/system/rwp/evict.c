@@ -217,8 +217,7 @@ static int coroutine_fn evict_window(RwpJob *job, uint64_t first,
         ret = mem->pager->buffer_set(mem, batch->buf, first, count);
         if (ret < 0) {
             error_setg_errno(errp, -ret, "cannot map pages for eviction");
-            g_ptr_array_add(job->batches, batch);
-            return ret;
+            goto out;
         }
     }
     bitmap_zero(batch->wanted, job->batch_pages);
@@ -229,8 +228,7 @@ static int coroutine_fn evict_window(RwpJob *job, uint64_t first,
     }
     *pages = bitmap_count_one(batch->wanted, count);
     if (ret < 0 || !*pages) {
-        g_ptr_array_add(job->batches, batch);
-        return ret;
+        goto out;
     }
     while (*pages > max_pages) {
         clear_bit(find_last_bit(batch->wanted, count), batch->wanted);
@@ -240,8 +238,7 @@ static int coroutine_fn evict_window(RwpJob *job, uint64_t first,
     ret = rwp_stage(s, batch, job->explicit_ranges ||
                               !rwp_scanner_running(s->scanner));
     if (ret < 0) {
-        g_ptr_array_add(job->batches, batch);
-        return ret;
+        goto out;
     }
     task = g_new0(BatchTask, 1);
     task->task.func = batch_task;
@@ -249,6 +246,11 @@ static int coroutine_fn evict_window(RwpJob *job, uint64_t first,
     task->batch = batch;
     aio_task_pool_start_task(job->pool, &task->task);
     return 0;
+
+out:
+    /* Nothing was begun */
+    g_ptr_array_add(job->batches, batch);
+    return ret;
 }
 
 /*

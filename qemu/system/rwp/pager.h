@@ -52,10 +52,10 @@ struct RwpPagerOps {
     void (*buffer_reset)(RwpMemory *mem, void *buf, uint64_t count);
 
     /*
-     * Have the content of pages in @buf.  Returns the number of pages taken from
-     * @first on, which can be less than @count; or the reason why not even
-     * the first could be taken: -EBUSY if somebody uses it, -ENOENT if it
-     * is not in memory.
+     * Have the content of pages in @buf.  Returns the number of pages taken
+     * from @first on, which can be less than @count; or the reason why not
+     * even the first could be taken: -EBUSY if somebody uses it, -ENOENT if
+     * it is not in memory.
      */
     int64_t (*take)(RwpMemory *mem, uint64_t first, uint64_t count,
                     void *buf);
