@@ -91,16 +91,6 @@ static double cycle(int fd, char *p, bool rearm)
 	return t;
 }
 
-static bool can_rearm(void)
-{
-	struct s_arg a = { .size = sizeof(a), .flags = S_RWP_REARM };
-	int pm = open("/proc/self/pagemap", O_RDONLY);
-	int ret = ioctl(pm, U_PAGEMAP_SCAN, &a);
-
-	close(pm);
-	return !ret;
-}
-
 static void cycles(int fd, char *p)
 {
 	int every[] = { 1, 2, 16, 256, 0 };

@@ -142,6 +142,26 @@ char *thp_new(size_t n)
 	return p;
 }
 
+char *thp_new_shmem(void)
+{
+	size_t sz = 2 << 20;
+	int fd = memfd_create("thp", 0);
+	char *p;
+
+	if (!set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "force"))
+		skip("no transparent huge pages");
+	EQ(ftruncate(fd, sz), 0);
+	p = mmap(NULL, 2 * sz, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	p = (char *)(((uintptr_t)p + sz - 1) & ~(sz - 1));
+	p = mmap(p, sz, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	CHECK(p != MAP_FAILED, "%m");
+	p[0] = 1;
+	set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "never");
+	if (!(cat(p, 4096) & C_HUGE))
+		skip("no huge page could be had");
+	return p;
+}
+
 long minflt(void)
 {
 	struct rusage r;
@@ -235,6 +255,25 @@ __s64 uffd_move(int fd, void *dst, void *src, size_t len)
 	return ret ? ret : c.copy;
 }
 
+int pagemap_scan(struct s_arg *a)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	int n = ioctl(fd, U_PAGEMAP_SCAN, a);
+
+	n = n < 0 ? -errno : n;
+	close(fd);
+	return n;
+}
+
+bool can_rearm(void)
+{
+	struct s_arg a = { .size = sizeof(a), .flags = S_RWP_REARM };
+	int n = pagemap_scan(&a);
+
+	CHECK(!n || n == -EINVAL, "PAGEMAP_SCAN: %s", strerror(-n));
+	return !n;
+}
+
 unsigned int cat(void *p, size_t len)
 {
 	struct s_region r[4] = { };
@@ -243,11 +282,9 @@ unsigned int cat(void *p, size_t len)
 		.end = (uintptr_t)p + len, .vec = (uintptr_t)r, .vec_len = 4,
 		.return_mask = ~0ull >> 54 & ~(1ull << 8),
 	};
-	int fd = open("/proc/self/pagemap", O_RDONLY);
-	int n = ioctl(fd, U_PAGEMAP_SCAN, &a);
+	int n = pagemap_scan(&a);
 
-	close(fd);
-	CHECK(n >= 0 || errno == EINVAL, "PAGEMAP_SCAN: %m");
+	CHECK(n >= 0 || n == -EINVAL, "PAGEMAP_SCAN: %s", strerror(-n));
 	CHECK(n <= 1, "the range is not of one kind");
 	return n == 1 ? r[0].categories : 0;
 }

@@ -131,6 +131,10 @@ int set_mode(int fd, __u64 enable, __u64 disable);
 int wake(int fd, void *p, size_t len);
 __s64 uffd_move(int fd, void *dst, void *src, size_t len);
 
+/* PAGEMAP_SCAN of this process: the number of regions, or -errno */
+int pagemap_scan(struct s_arg *a);
+bool can_rearm(void);				/* PM_SCAN_RWP_REARM, linux-rwp only */
+
 /* What the kernel says of the page at p */
 unsigned int cat(void *p, size_t len);		/* PAGEMAP_SCAN categories */
 bool bit57(void *p);				/* /proc/self/pagemap */
@@ -177,6 +181,7 @@ long get(const char *path);
 void need_swap(void);
 void need_hugepages(long n);
 char *thp_new(size_t n);		/* n huge pages, populated, or skips */
+char *thp_new_shmem(void);		/* one, of a memfd; its first byte is 1 */
 
 /* TAP */
 void fail(const char *file, int line, const char *fmt, ...)

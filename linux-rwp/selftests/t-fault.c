@@ -380,12 +380,8 @@ static int scan(struct mem *m, __u64 flags, __u64 mask)
 		.end = (uintptr_t)m->p + m->len, .vec = (uintptr_t)r,
 		.vec_len = NPAGES, .category_mask = mask, .return_mask = mask,
 	};
-	int fd = open("/proc/self/pagemap", O_RDONLY), n;
 
-	n = ioctl(fd, U_PAGEMAP_SCAN, &a);
-	n = n < 0 ? -errno : n;
-	close(fd);
-	return n;
+	return pagemap_scan(&a);
 }
 
 static void scan_wp(enum kind kind)
@@ -416,12 +412,10 @@ static unsigned int scan_pages(struct mem *m, __u64 mask, __u64 return_mask)
 		.end = (uintptr_t)m->p + m->len, .vec = (uintptr_t)r,
 		.vec_len = NPAGES, .category_mask = mask, .return_mask = return_mask,
 	};
-	int fd = open("/proc/self/pagemap", O_RDONLY), n;
+	int n = pagemap_scan(&a);
 	unsigned int pages = 0;
 
-	n = ioctl(fd, U_PAGEMAP_SCAN, &a);
-	CHECK(n >= 0, "%m");
-	close(fd);
+	CHECK(n >= 0, "%s", strerror(-n));
 	for (int i = 0; i < n; i++)
 		for (__u64 p = r[i].start; p < r[i].end; p += m->psz)
 			pages |= 1u << (p - (uintptr_t)m->p) / m->psz;

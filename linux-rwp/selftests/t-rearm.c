@@ -5,7 +5,6 @@
  */
 #define _GNU_SOURCE
 #include "rwp.h"
-#include <fcntl.h>
 
 #define RW (PROT_READ | PROT_WRITE)
 #define HP (2ul << 20)
@@ -18,24 +17,10 @@ struct result {
 	__u64 walk_end;
 };
 
-static int scan_call(struct s_arg *a)
-{
-	int fd = open("/proc/self/pagemap", O_RDONLY);
-	int n = ioctl(fd, U_PAGEMAP_SCAN, a);
-
-	n = n < 0 ? -errno : n;
-	close(fd);
-	return n;
-}
-
 static void need_rearm(void)
 {
-	struct s_arg a = { .size = sizeof(a), .flags = S_RWP_REARM };
-	int n = scan_call(&a);
-
-	if (n == -EINVAL)
+	if (!can_rearm())
 		skip("the kernel does not know PM_SCAN_RWP_REARM");
-	EQ(n, 0);
 }
 
 /* [p, p + len) in pages of psz; at most regions and max_pages of 4096 (0: any) */
@@ -49,7 +34,7 @@ static struct result rearm_as(void *p, size_t len, size_t psz, int regions,
 		.vec_len = regions, .max_pages = max_pages,
 		.category_mask = C_ACCESSED, .return_mask = return_mask,
 	};
-	struct result result = { .n = scan_call(&a), .walk_end = a.walk_end };
+	struct result result = { .n = pagemap_scan(&a), .walk_end = a.walk_end };
 
 	for (int i = 0; i < result.n; i++)
 		for (__u64 at = r[i].start; at < r[i].end; at += psz) {
@@ -100,11 +85,11 @@ static void rearm_errno(enum kind kind)
 
 	need_rearm();
 	a.flags = S_RWP_REARM | S_WP_MATCHING;
-	EQ(scan_call(&a), -EINVAL);
+	EQ(pagemap_scan(&a), -EINVAL);
 	a.flags = S_RWP_REARM | 1ull << 47;
-	EQ(scan_call(&a), -EINVAL);
+	EQ(pagemap_scan(&a), -EINVAL);
 	a.flags = S_RWP_REARM << 1;
-	EQ(scan_call(&a), -EINVAL);
+	EQ(pagemap_scan(&a), -EINVAL);
 
 	/* Other memory is skipped, whatever is asked for */
 	mem_fill(&plain);
@@ -114,7 +99,7 @@ static void rearm_errno(enum kind kind)
 		.size = sizeof(a), .flags = S_RWP_REARM,
 		.start = (uintptr_t)wp.p, .end = (uintptr_t)wp.p + wp.len,
 	};
-	EQ(scan_call(&a), 0);
+	EQ(pagemap_scan(&a), 0);
 	EQ(a.walk_end, a.end);
 	for (int i = 0; i < NPAGES; i++)
 		CHECK(!bit57(wp.p + i * wp.psz), "page %d is write-protected", i);
@@ -124,14 +109,14 @@ static void rearm_errno(enum kind kind)
 		.vec = (uintptr_t)&r, .vec_len = 1, .category_mask = C_PRESENT,
 		.return_mask = C_PRESENT,
 	};
-	EQ(scan_call(&a), 0);
+	EQ(pagemap_scan(&a), 0);
 	mem_check(&plain, "plain");
 
 	m = touched(ANON, &fd, 1);
 	a.flags |= S_CHECK_WPASYNC;
 	a.start = (uintptr_t)m.p;
 	a.end = (uintptr_t)m.p + m.len;
-	EQ(scan_call(&a), -EPERM);
+	EQ(pagemap_scan(&a), -EPERM);
 	CHECK(hot(m.p), "a call that failed has armed");
 }
 
@@ -170,7 +155,7 @@ static void rearm_silent(enum kind kind)
 		.category_mask = C_ACCESSED,
 	};
 
-	EQ(scan_call(&a), 0);
+	EQ(pagemap_scan(&a), 0);
 	check_armed(&m, 0xff);
 	mem_check(&m, "content");
 }
@@ -299,25 +284,6 @@ static void rearm_thp(enum kind kind)
 		CHECK(armed(p + HP + i * 4096) == (i < 100), "page %d", i);
 }
 
-static char *shmem_huge(void)
-{
-	int mem = memfd_create("thp", 0);
-	char *p;
-
-	if (!set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "force"))
-		skip("no transparent huge pages");
-	EQ(ftruncate(mem, HP), 0);
-	p = mmap(NULL, 2 * HP, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	p = (char *)(((uintptr_t)p + HP - 1) & ~(HP - 1));
-	p = mmap(p, HP, RW, MAP_SHARED | MAP_FIXED, mem, 0);
-	CHECK(p != MAP_FAILED, "%m");
-	p[0] = 1;
-	set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "never");
-	if (!(cat(p, 4096) & C_HUGE))
-		skip("no huge page could be had");
-	return p;
-}
-
 /*
  * A huge page of a file is unmapped, as by UFFDIO_RWPROTECT; but not while there
  * are pages in it that were not reported.
@@ -325,7 +291,7 @@ static char *shmem_huge(void)
 static void rearm_thp_shmem(enum kind kind)
 {
 	int fd = uffd_open(F_RWP | F_RWP_ASYNC);
-	char *p = shmem_huge();
+	char *p = thp_new_shmem();
 	struct result r;
 
 	need_rearm();

@@ -255,21 +255,9 @@ static void collapse(enum kind kind)
 /* File memory: the whole is dropped, not armed; the next access counts */
 static void shmem(enum kind kind)
 {
-	int fd = uffd_open(F_RWP | F_RWP_ASYNC), mem;
-	char *p;
+	int fd = uffd_open(F_RWP | F_RWP_ASYNC);
+	char *p = thp_new_shmem();
 
-	if (!set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "force"))
-		skip("no transparent huge pages");
-	mem = memfd_create("thp", 0);
-	EQ(ftruncate(mem, 2 * HP), 0);
-	p = mmap(NULL, 4 * HP, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	p = (char *)(((uintptr_t)p + HP - 1) & ~(HP - 1));
-	p = mmap(p, 2 * HP, RW, MAP_SHARED | MAP_FIXED, mem, 0);
-	CHECK(p != MAP_FAILED, "%m");
-	p[0] = 1;
-	set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "never");
-	if (!is_huge(p))
-		skip("no huge page could be had");
 	EQ(reg(fd, p, HP, R_RWP), 0);
 	EQ(rwprotect(fd, p, HP, M_RWP), 0);
 	EQ(cat(p, 4096) & C_ACCESSED, 0);
