@@ -172,6 +172,8 @@ static int coroutine_fn batch_task(AioTask *task)
     rwp_inject_co_delay(RWP_INJECT_DELAY_STAGE);
     ret = write_batch(job, batch);
     if (s->mem->pager->stays) {
+        /* Now, because pages that are mapped twice take longer to remove */
+        rwp_stage_put(s, batch);
         if (ret == 0) {
             ret = rwp_stage_commit(s, batch);
         }
@@ -182,7 +184,9 @@ static int coroutine_fn batch_task(AioTask *task)
         rwp_stage_end_moved(s, batch, ret == 0);
     }
     rwp_batch_remove(&s->batches, batch);
-    s->mem->pager->buffer_reset(s->mem, batch->buf, batch->count);
+    if (!s->mem->pager->stays) {
+        rwp_stage_put(s, batch);
+    }
     g_ptr_array_add(job->batches, batch);
     return ret;
 }

@@ -258,19 +258,23 @@ int rwp_memory_register_all(RwpMemory *mem, uint64_t modes)
     return 0;
 }
 
-/* @flags: PM_SCAN_* of the kernel */
-static int scan(RwpMemory *mem, uint64_t flags, uint64_t first, uint64_t count,
-                uint64_t categories, RwpRunFunc *fn, void *opaque)
+/*
+ * @flags: PM_SCAN_* of the kernel
+ * @host: where page 0 is mapped
+ */
+static int scan(RwpMemory *mem, uint64_t flags, void *host, uint64_t first,
+                uint64_t count, uint64_t categories, RwpRunFunc *fn,
+                void *opaque)
 {
     struct rwp_page_region regions[SCAN_REGIONS];
-    uint64_t base = (uintptr_t)mem->host;
+    uint64_t base = (uintptr_t)host;
     /* To ask for all of one category is what the kernel is fastest at */
     bool one = is_power_of_2(categories);
     struct rwp_pm_scan_arg arg = {
         .size = sizeof(arg),
         .flags = flags,
-        .start = rwp_memory_host(mem, first),
-        .end = rwp_memory_host(mem, first + count),
+        .start = base + first * mem->page_size,
+        .end = base + (first + count) * mem->page_size,
         .vec = (uintptr_t)regions,
         .vec_len = SCAN_REGIONS,
         .category_mask = one ? categories : 0,
@@ -301,14 +305,21 @@ static int scan(RwpMemory *mem, uint64_t flags, uint64_t first, uint64_t count,
 int rwp_memory_scan(RwpMemory *mem, uint64_t first, uint64_t count,
                     uint64_t categories, RwpRunFunc *fn, void *opaque)
 {
-    return scan(mem, 0, first, count, categories, fn, opaque);
+    return scan(mem, 0, mem->host, first, count, categories, fn, opaque);
+}
+
+int rwp_memory_scan_view(RwpMemory *mem, void *view, uint64_t count,
+                         uint64_t categories, RwpRunFunc *fn, void *opaque)
+{
+    return scan(mem, 0, view, 0, count, categories, fn, opaque);
 }
 
 int rwp_memory_rearm(RwpMemory *mem, uint64_t first, uint64_t count,
                      RwpRunFunc *fn, void *opaque)
 {
-    return mem->rearms ? scan(mem, RWP_PM_SCAN_RWP_REARM, first, count,
-                              RWP_PAGE_IS_ACCESSED, fn, opaque) : -ENOTSUP;
+    return mem->rearms ? scan(mem, RWP_PM_SCAN_RWP_REARM, mem->host, first,
+                              count, RWP_PAGE_IS_ACCESSED, fn, opaque) :
+                         -ENOTSUP;
 }
 
 int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count)

@@ -172,6 +172,13 @@ int rwp_memory_scan(RwpMemory *mem, uint64_t first, uint64_t count,
                     uint64_t categories, RwpRunFunc *fn, void *opaque);
 
 /**
+ * rwp_memory_scan_view: the same for the first @count pages of @view, another
+ * mapping; their numbers start at 0.
+ */
+int rwp_memory_scan_view(RwpMemory *mem, void *view, uint64_t count,
+                         uint64_t categories, RwpRunFunc *fn, void *opaque);
+
+/**
  * rwp_memory_rearm: report pages that are RWP_PAGE_IS_ACCESSED, each armed
  * in the same step.
  *

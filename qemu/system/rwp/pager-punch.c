@@ -15,6 +15,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/units.h"
 #include "qapi/error.h"
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -23,6 +24,12 @@
 
 /* Pages that mincore(2) is asked about at a time */
 #define INCORE_PAGES 4096
+
+/*
+ * What the kernel maps when a page of a file is touched; so it is by default
+ * (fault_around_bytes in debugfs)
+ */
+#define AROUND_BYTES (64 * KiB)
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22   /* Linux 5.14, madvise(2) */
@@ -69,6 +76,8 @@ static int punch_buffer_set(RwpMemory *mem, void *buf, uint64_t first,
     }
     /* A child would keep pages in the file that are removed here */
     madvise(buf, size, MADV_DONTFORK);
+    /* To read what is to leave memory is no use of it that should count */
+    madvise(buf, size, MADV_SEQUENTIAL);
     return 0;
 }
 
@@ -90,10 +99,56 @@ static int populate(void *buf, uint64_t bytes)
     return ret < 0 ? -errno : 0;
 }
 
+typedef struct View {
+    RwpMemory *mem;
+    uint8_t *buf;
+    uint64_t next;              /* the pages before this one are mapped */
+    int ret;
+} View;
+
+/* A run of pages is mapped: map those between the one before and it, too */
+static void populate_gap(void *opaque, uint64_t first, uint64_t count)
+{
+    View *view = opaque;
+    uint64_t page_size = view->mem->page_size;
+
+    if (view->ret == 0 && first > view->next) {
+        view->ret = populate(view->buf + view->next * page_size,
+                             (first - view->next) * page_size);
+    }
+    view->next = first + count;
+}
+
+/*
+ * Most of what the kernel does for a page that it is asked for goes to
+ * marking it as used.  Neighbours that it maps along cost a quarter of that; it
+ * leaves out those that are not as they should be.
+ */
+static int populate_view(RwpMemory *mem, uint8_t *buf, uint64_t count)
+{
+    uint64_t end = (uintptr_t)buf + count * mem->page_size;
+    View view = { .mem = mem, .buf = buf };
+    int ret;
+
+    for (uint64_t host = (uintptr_t)buf; host < end;
+         host = QEMU_ALIGN_UP(host + 1, AROUND_BYTES)) {
+        ret = populate((void *)(uintptr_t)host, mem->page_size);
+        if (ret < 0) {
+            return ret;
+        }
+    }
+    ret = rwp_memory_scan_view(mem, buf, count, RWP_PAGE_IS_PRESENT,
+                               populate_gap, &view);
+    populate_gap(&view, count, 0);
+    return ret < 0 ? ret : view.ret;
+}
+
 /* Fails where reading would raise a signal: the page has a hardware error */
 static int64_t view_pages(RwpMemory *mem, uint64_t count, void *buf)
 {
-    int ret = populate(buf, count * mem->page_size);
+    int ret = count * mem->page_size <= AROUND_BYTES ?
+              populate(buf, count * mem->page_size) :
+              populate_view(mem, buf, count);
 
     if (ret < 0 && count > 1) {
         count = 1;

@@ -19,8 +19,8 @@
  * rwp_memory_zero().
  *
  * Locking: all operations run in the work thread of the backend.
- * give_back runs in the fault thread, too, and take of a pager with stays
- * runs in other threads, too.  Return values are 0 or
+ * give_back runs in the fault thread, too; buffer_reset, and take of a pager
+ * with stays, run in other threads, too.  Return values are 0 or
  * -errno unless said otherwise.
  */
 #ifndef RWP_PAGER_H

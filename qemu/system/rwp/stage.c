@@ -283,6 +283,23 @@ void coroutine_fn rwp_stage_take(RwpState *s, RwpBatch *batch)
     thread_pool_submit_co(take_worker, &context);
 }
 
+/* In a thread of the pool */
+static int put_worker(void *opaque)
+{
+    RunContext *context = opaque;
+    RwpMemory *mem = context->s->mem;
+
+    mem->pager->buffer_reset(mem, context->batch->buf, context->batch->count);
+    return 0;
+}
+
+void coroutine_fn rwp_stage_put(RwpState *s, RwpBatch *batch)
+{
+    RunContext context = { .s = s, .batch = batch };
+
+    thread_pool_submit_co(put_worker, &context);
+}
+
 static void count_evicted(RwpState *s, RwpPage state)
 {
     stat64_add(&s->stats.evicted, 1);

@@ -31,6 +31,13 @@ int rwp_stage(RwpState *s, RwpBatch *batch, bool force);
 void coroutine_fn rwp_stage_take(RwpState *s, RwpBatch *batch);
 
 /**
+ * rwp_stage_put: the content in the buffer is not needed any more.
+ *
+ * Takes some time, which other threads spend.
+ */
+void coroutine_fn rwp_stage_put(RwpState *s, RwpBatch *batch);
+
+/**
  * rwp_stage_commit: remove the wanted pages that were not touched since.
  *
  * The content is in the store, and the originals stayed in place.  On
