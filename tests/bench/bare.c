@@ -10,6 +10,8 @@
  *   bare write STORE OFFSET BYTES REQUEST DEPTH
  *   bare read  STORE OFFSET BYTES REQUEST
  *                                        sequential requests
+ *   bare evict STORE OFFSET BYTES REQUEST DEPTH
+ *                                        arm memory, write it, remove it
  *
  * With "-d" before all of these, the store is opened with O_DIRECT.  For
  * "touch", the store may be "nbd:" and the path of an NBD server's socket.
@@ -69,15 +71,20 @@ static uint64_t now_ns(void)
     return ts.tv_sec * 1000000000ull + ts.tv_nsec;
 }
 
-static void *guest_memory(size_t size)
+static int guest_file(size_t size)
 {
     int fd = memfd_create("bare", MFD_CLOEXEC);
-    void *memory;
 
     if (fd < 0 || ftruncate(fd, size) < 0) {
         err(1, "memfd");
     }
-    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    return fd;
+}
+
+static void *guest_memory(int fd, size_t size)
+{
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
     if (memory == MAP_FAILED) {
         err(1, "mmap");
     }
@@ -118,7 +125,7 @@ static void write_each(uint8_t *memory, size_t size)
 /* Returns the number of pages that were found */
 static uint64_t scan(int pagemap, uint8_t *memory, size_t size)
 {
-    static struct bare_region regions[512];
+    struct bare_region regions[512];
     uint64_t found = 0;
     struct bare_scan arg = {
         .size = sizeof(arg),
@@ -150,7 +157,7 @@ static void cycle(size_t size)
                          UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
                          UFFD_FEATURE_WP_ASYNC);
     int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    uint8_t *memory = guest_memory(size);
+    uint8_t *memory = guest_memory(guest_file(size), size);
     uint64_t start, scanned, armed, again;
 
     if (pagemap < 0) {
@@ -291,7 +298,7 @@ static void touch(const char *store, uint64_t offset, uint32_t pages,
         .store = nbd ? -1 : open_store(store, O_RDONLY),
         .nbd = nbd ? connect_nbd(store + 4) : NULL,
         .offset = offset,
-        .memory = guest_memory(size),
+        .memory = guest_memory(guest_file(size), size),
     };
     FILE *raw = fopen(raw_name, "w");
     pthread_t thread;
@@ -350,6 +357,21 @@ static void *write_requests(void *opaque)
     return NULL;
 }
 
+static void run_threads(unsigned depth, void *(*function)(void *),
+                        void *opaque)
+{
+    pthread_t threads[MAX_DEPTH];
+
+    for (unsigned i = 0; i < depth; i++) {
+        if (pthread_create(&threads[i], NULL, function, opaque)) {
+            errx(1, "cannot create a thread");
+        }
+    }
+    for (unsigned i = 0; i < depth; i++) {
+        pthread_join(threads[i], NULL);
+    }
+}
+
 static void sequential_write(const char *store, uint64_t offset,
                              uint64_t bytes, size_t request, unsigned depth)
 {
@@ -359,23 +381,110 @@ static void sequential_write(const char *store, uint64_t offset,
         .request = request,
         .next = offset,
     };
-    pthread_t threads[MAX_DEPTH];
     uint64_t start;
 
-    if (depth < 1 || depth > MAX_DEPTH) {
-        errx(1, "DEPTH must be from 1 to %d", MAX_DEPTH);
-    }
     writer.buffers = random_buffer(depth * request);
     start = now_ns();
-    for (unsigned i = 0; i < depth; i++) {
-        if (pthread_create(&threads[i], NULL, write_requests, &writer)) {
-            errx(1, "cannot create a thread");
-        }
-    }
-    for (unsigned i = 0; i < depth; i++) {
-        pthread_join(threads[i], NULL);
-    }
+    run_threads(depth, write_requests, &writer);
     printf("write-ns %lu\n", now_ns() - start);
+}
+
+struct evictor {
+    int store, memfd, uffd, pagemap;
+    uint8_t *memory;
+    uint64_t offset;            /* of the memory in the store */
+    uint64_t bytes;
+    size_t request;
+    _Atomic uint64_t next;
+    pthread_mutex_t commit;
+};
+
+/* Nobody touches the memory, so what was written is what is removed */
+static void remove_written(struct evictor *evictor, uint64_t pos)
+{
+    size_t size = evictor->request;
+    uint8_t *memory = evictor->memory + pos;
+    struct uffdio_range range = { (uintptr_t)memory, size };
+
+    register_memory(evictor->uffd, memory, size,
+                    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
+    if (scan(evictor->pagemap, memory, size) != 0) {
+        errx(1, "PAGEMAP_SCAN sees pages that were not touched");
+    }
+    if (fallocate(evictor->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  pos, size) < 0) {
+        err(1, "fallocate");
+    }
+    register_memory(evictor->uffd, memory, size,
+                    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+    if (ioctl(evictor->uffd, UFFDIO_WAKE, &range) < 0) {
+        err(1, "UFFDIO_WAKE");
+    }
+}
+
+static void *evict_requests(void *opaque)
+{
+    struct evictor *evictor = opaque;
+    size_t size = evictor->request;
+    uint64_t pos;
+
+    while ((pos = atomic_fetch_add(&evictor->next, size)) < evictor->bytes) {
+        uint8_t *view = mmap(NULL, size, PROT_READ, MAP_SHARED,
+                             evictor->memfd, pos);
+
+        if (view == MAP_FAILED) {
+            err(1, "mmap");
+        }
+        if (madvise(evictor->memory + pos, size, MADV_DONTNEED) < 0 ||
+            madvise(view, size, MADV_SEQUENTIAL) < 0) {
+            err(1, "madvise");
+        }
+        for (size_t i = 0; i < size; i += BENCH_PAGE) {
+            (void)*(volatile uint8_t *)(view + i);
+        }
+        if (pwrite(evictor->store, view, size, evictor->offset + pos) !=
+            (ssize_t)size) {
+            err(1, "write to the store");
+        }
+        munmap(view, size);
+        pthread_mutex_lock(&evictor->commit);
+        remove_written(evictor, pos);
+        pthread_mutex_unlock(&evictor->commit);
+    }
+    return NULL;
+}
+
+/* What an eviction with tracker=zap and pager=punch asks of the kernel */
+static void evict(const char *store, uint64_t offset, uint64_t bytes,
+                  size_t request, unsigned depth)
+{
+    struct evictor evictor = {
+        .store = open_store(store, O_WRONLY),
+        .memfd = guest_file(bytes),
+        .uffd = open_uffd(UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+                          UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+                          UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_MISSING_SHMEM |
+                          UFFD_FEATURE_MINOR_SHMEM),
+        .pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC),
+        .offset = offset,
+        .bytes = bytes,
+        .request = request,
+        .commit = PTHREAD_MUTEX_INITIALIZER,
+    };
+    uint64_t start;
+
+    if (evictor.pagemap < 0) {
+        err(1, "/proc/self/pagemap");
+    }
+    evictor.memory = guest_memory(evictor.memfd, bytes);
+    for (size_t i = 0; i < bytes; i += sizeof(long)) {
+        *(long *)(evictor.memory + i) = random();
+    }
+    register_memory(evictor.uffd, evictor.memory, bytes,
+                    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+    start = now_ns();
+    run_threads(depth, evict_requests, &evictor);
+    printf("evict-ns %lu\n", now_ns() - start);
 }
 
 static void sequential_read(const char *store, uint64_t offset,
@@ -415,6 +524,16 @@ static uint64_t number(const char *text)
     return value;
 }
 
+static unsigned number_of_threads(const char *text)
+{
+    uint64_t value = number(text);
+
+    if (value < 1 || value > MAX_DEPTH) {
+        errx(1, "DEPTH must be from 1 to %d", MAX_DEPTH);
+    }
+    return value;
+}
+
 int main(int argc, char **argv)
 {
     const char *what;
@@ -434,7 +553,10 @@ int main(int argc, char **argv)
               argv[6]);
     } else if (!strcmp(what, "write") && argc == 7) {
         sequential_write(argv[2], number(argv[3]), number(argv[4]),
-                         number(argv[5]), number(argv[6]));
+                         number(argv[5]), number_of_threads(argv[6]));
+    } else if (!strcmp(what, "evict") && argc == 7) {
+        evict(argv[2], number(argv[3]), number(argv[4]), number(argv[5]),
+              number_of_threads(argv[6]));
     } else if (!strcmp(what, "read") && argc == 6) {
         sequential_read(argv[2], number(argv[3]), number(argv[4]),
                         number(argv[5]));
