@@ -201,12 +201,14 @@ class Machine:
     def info(self):
         return self.qmp('query-rwp', id='mem0')[0]
 
-    def run_job(self, command, size, **arguments):
-        """Run a job on @size bytes from BASE on; returns its seconds."""
+    def run_job(self, command, size, ranges=None, **arguments):
+        """Run a job on @size bytes from BASE on, or on @ranges of them;
+        returns its seconds."""
         self.vm.get_qmp_events()
         start = time.monotonic()
         self.qmp(command, job_id='job0', id='mem0',
-                 ranges=[{'offset': BASE, 'length': size}], **arguments)
+                 ranges=ranges or [{'offset': BASE, 'length': size}],
+                 **arguments)
         self.vm.event_wait('JOB_STATUS_CHANGE', LIMIT,
                            {'data': {'id': 'job0', 'status': 'concluded'}})
         seconds = time.monotonic() - start

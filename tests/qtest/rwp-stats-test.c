@@ -139,6 +139,7 @@ static void check_same(RwpVM *vm)
         { "rwp-metadata", "metadata" },
         { "rwp-evict-pages", "evict.pages" },
         { "rwp-evict-zero-pages", "evict.zero-pages" },
+        { "rwp-evict-clean-pages", "evict.clean-pages" },
         { "rwp-evict-cancelled", "evict.cancelled" },
         { "rwp-evict-busy", "evict.busy" },
         { "rwp-evict-huge", "evict.huge" },

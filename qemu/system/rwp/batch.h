@@ -35,6 +35,8 @@ typedef struct RwpBatch {
     uint8_t *buf;
     unsigned long *wanted;      /* the pages that are being evicted */
     unsigned long *zero;        /* those of @wanted that are zero */
+    unsigned long *clean;       /* those that the store has already */
+    uint8_t *stored;            /* what it has, or NULL if never needed */
     QTAILQ_ENTRY(RwpBatch) next;
 } RwpBatch;
 

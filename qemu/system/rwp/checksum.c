@@ -93,10 +93,11 @@ void rwp_checksums_free(RwpChecksums *c)
     g_free(c);
 }
 
-void rwp_checksums_set(RwpChecksums *c, uint64_t page, const void *buf)
+bool rwp_checksums_set(RwpChecksums *c, uint64_t page, const void *buf)
 {
     uint32_t hash = page_hash(buf, c->page_size);
     uint32_t **chunk = &c->chunks[page / c->chunk_pages];
+    uint32_t before;
 
     g_assert(page < c->nb_pages);
     QEMU_LOCK_GUARD(&c->lock);
@@ -104,7 +105,9 @@ void rwp_checksums_set(RwpChecksums *c, uint64_t page, const void *buf)
         qatomic_set(chunk, g_new0(uint32_t, c->chunk_pages));
         qatomic_set(&c->allocated, c->allocated + 1);
     }
+    before = (*chunk)[page % c->chunk_pages];
     (*chunk)[page % c->chunk_pages] = hash;
+    return before == hash;
 }
 
 bool rwp_checksums_match(RwpChecksums *c, uint64_t page, const void *buf)

@@ -36,9 +36,10 @@ void rwp_checksums_free(RwpChecksums *c);
 /**
  * rwp_checksums_set: remember the content of @page, which is in @buf.
  *
- * The caller has claimed the page for eviction.  Any thread.
+ * The caller has claimed the page for eviction.  Returns whether that seems
+ * to be what was remembered of it; a guess.  Any thread.
  */
-void rwp_checksums_set(RwpChecksums *c, uint64_t page, const void *buf);
+bool rwp_checksums_set(RwpChecksums *c, uint64_t page, const void *buf);
 
 /**
  * rwp_checksums_match: whether @buf is what was remembered of @page.

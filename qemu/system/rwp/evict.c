@@ -26,24 +26,13 @@
 #include "store.h"
 #include "trace.h"
 #include "uapi.h"
-
-/* Requests of one batch in flight at a time, if its pages are scattered */
-#define WRITES_PARALLEL 8
+#include "write.h"
 
 typedef struct BatchTask {
     AioTask task;
     RwpJob *job;
     RwpBatch *batch;
 } BatchTask;
-
-/* One request */
-typedef struct WriteTask {
-    AioTask task;
-    RwpJob *job;
-    RwpBatch *batch;
-    uint64_t pos;
-    uint64_t count;
-} WriteTask;
 
 static void batch_free(RwpJob *job, RwpBatch *batch)
 {
@@ -53,8 +42,10 @@ static void batch_free(RwpJob *job, RwpBatch *batch)
         job->s->mem->pager->buffer_free(job->s->mem, batch->buf,
                                         job->batch_pages);
     }
+    rwp_write_done(job, batch);
     g_free(batch->wanted);
     g_free(batch->zero);
+    g_free(batch->clean);
     g_free(batch);
 }
 
@@ -70,6 +61,7 @@ static RwpBatch *batch_get(RwpJob *job, Error **errp)
     batch = g_new0(RwpBatch, 1);
     batch->wanted = bitmap_new(job->batch_pages);
     batch->zero = bitmap_new(job->batch_pages);
+    batch->clean = bitmap_new(job->batch_pages);
     batch->buf = mem->pager->buffer_new(mem, job->batch_pages, errp);
     if (!batch->buf) {
         batch_free(job, batch);
@@ -109,57 +101,6 @@ static void want_by_age(RwpJob *job, RwpBatch *batch, uint8_t min_age,
     }
 }
 
-static int coroutine_fn write_task(AioTask *task)
-{
-    WriteTask *t = container_of(task, WriteTask, task);
-    RwpJob *job = t->job;
-    RwpState *s = job->s;
-    RwpBatch *batch = t->batch;
-    uint64_t offset = rwp_state_page_bytes(s, batch->first + t->pos);
-    uint64_t bytes = rwp_state_page_bytes(s, t->count);
-    int ret = rwp_store_write(s->store, offset, bytes, batch->buf +
-                              rwp_state_page_bytes(s, t->pos));
-
-    trace_rwp_evict_write(s->id, offset, bytes, ret);
-    if (ret < 0) {
-        stat64_add(&s->stats.write_errors, 1);
-        rwp_job_failed_at(job, offset);
-        rwp_event_store_error(s->id, rwp_store_node_name(s->store),
-                              RWP_OPERATION_EVICT, offset, bytes, ret);
-        return ret;
-    }
-    stat64_add(&s->stats.evict_bytes, bytes);
-    return 0;
-}
-
-/* Write what is not zero of a batch, in as few requests as that takes */
-static int coroutine_fn write_batch(RwpJob *job, RwpBatch *batch)
-{
-    g_autofree unsigned long *map = bitmap_new(batch->count);
-    AioTaskPool *pool = aio_task_pool_new(WRITES_PARALLEL);
-    uint64_t pos;
-    int ret;
-
-    bitmap_andnot(map, batch->wanted, batch->zero, batch->count);
-    pos = find_first_bit(map, batch->count);
-    while (pos < batch->count && aio_task_pool_status(pool) == 0) {
-        uint64_t end = find_next_zero_bit(map, batch->count, pos);
-        WriteTask *t = g_new0(WriteTask, 1);
-
-        t->task.func = write_task;
-        t->job = job;
-        t->batch = batch;
-        t->pos = pos;
-        t->count = end - pos;
-        aio_task_pool_start_task(pool, &t->task);
-        pos = find_next_bit(map, batch->count, end);
-    }
-    aio_task_pool_wait_all(pool);
-    ret = aio_task_pool_status(pool);
-    aio_task_pool_free(pool);
-    return ret;
-}
-
 static int coroutine_fn batch_task(AioTask *task)
 {
     BatchTask *t = container_of(task, BatchTask, task);
@@ -170,7 +111,7 @@ static int coroutine_fn batch_task(AioTask *task)
 
     rwp_stage_take(s, batch);
     rwp_inject_co_delay(RWP_INJECT_DELAY_STAGE);
-    ret = write_batch(job, batch);
+    ret = rwp_write_batch(job, batch);
     if (s->mem->pager->stays) {
         /* Now, because pages that are mapped twice take longer to remove */
         rwp_stage_put(s, batch);

@@ -121,6 +121,7 @@ static void fill_evict(RwpState *s, RwpInfo *info)
 
     evict->pages = stat64_get(&s->stats.evicted);
     evict->zero_pages = stat64_get(&s->stats.evicted_zero);
+    evict->clean_pages = stat64_get(&s->stats.evicted_clean);
     evict->cancelled = stat64_get(&s->stats.evict_cancelled);
     evict->busy = stat64_get(&s->stats.evict_busy);
     evict->huge = stat64_get(&s->stats.evict_huge);

@@ -211,10 +211,14 @@ static void take_run(void *opaque, uint64_t first, uint64_t count)
     }
 }
 
-/* Which pages are zero, and the checksums of the others */
+/*
+ * Which pages are zero, and the checksums of the others.  Those with the
+ * checksum that they had when they were evicted last are likely to be clean.
+ */
 static void look_at_content(RwpState *s, RwpBatch *batch)
 {
     bitmap_zero(batch->zero, batch->count);
+    bitmap_zero(batch->clean, batch->count);
     for (uint64_t i = find_first_bit(batch->wanted, batch->count);
          i < batch->count;
          i = find_next_bit(batch->wanted, batch->count, i + 1)) {
@@ -222,8 +226,10 @@ static void look_at_content(RwpState *s, RwpBatch *batch)
 
         if (buffer_is_zero(content, s->mem->page_size)) {
             set_bit(i, batch->zero);
-        } else if (s->checksums) {
-            rwp_checksums_set(s->checksums, batch->first + i, content);
+        } else if (s->checksums &&
+                   rwp_checksums_set(s->checksums, batch->first + i,
+                                     content)) {
+            set_bit(i, batch->clean);
         }
     }
 }
@@ -300,11 +306,14 @@ void coroutine_fn rwp_stage_put(RwpState *s, RwpBatch *batch)
     thread_pool_submit_co(put_worker, &context);
 }
 
-static void count_evicted(RwpState *s, RwpPage state)
+/* Page number @i of @batch */
+static void count_evicted(RwpState *s, RwpBatch *batch, uint64_t i)
 {
     stat64_add(&s->stats.evicted, 1);
-    if (state == RWP_PAGE_ZERO) {
+    if (test_bit(i, batch->zero)) {
         stat64_add(&s->stats.evicted_zero, 1);
+    } else if (test_bit(i, batch->clean)) {
+        stat64_add(&s->stats.evicted_clean, 1);
     }
 }
 
@@ -324,7 +333,7 @@ static void removed(RwpState *s, RwpBatch *batch, uint64_t i, RwpPage state)
         RWP_PAGE_LIVE) {
         stat64_add(&s->stats.evict_cancelled, 1);
     } else {
-        count_evicted(s, state);
+        count_evicted(s, batch, i);
     }
 }
 
@@ -491,7 +500,7 @@ static bool end_moved_page(RwpState *s, RwpBatch *batch, uint64_t i,
         if (!rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, state)) {
             return false;
         }
-        count_evicted(s, state);
+        count_evicted(s, batch, i);
         return true;
     }
 

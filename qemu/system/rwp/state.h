@@ -43,6 +43,7 @@ typedef struct RwpPeek RwpPeek;
 typedef struct RwpStats {
     Stat64 evicted;
     Stat64 evicted_zero;
+    Stat64 evicted_clean;
     Stat64 evict_cancelled;
     Stat64 evict_busy;
     Stat64 evict_huge;

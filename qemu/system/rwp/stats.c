@@ -129,6 +129,7 @@ static const Figure figures[] = {
     { "rwp-metadata", INSTANT(get_metadata), BYTES },
     { "rwp-evict-pages", CUMULATIVE(evicted) },
     { "rwp-evict-zero-pages", CUMULATIVE(evicted_zero) },
+    { "rwp-evict-clean-pages", CUMULATIVE(evicted_clean) },
     { "rwp-evict-cancelled", CUMULATIVE(evict_cancelled) },
     { "rwp-evict-busy", CUMULATIVE(evict_busy) },
     { "rwp-evict-huge", CUMULATIVE(evict_huge) },

@@ -4,7 +4,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The store returns other content than it was given.  Nobody may ever see
- * it.
+ * it.  And what the store has already is not written again.
  */
 
 #include "qemu/osdep.h"
@@ -135,6 +135,99 @@ static void test_memory(const RigKind *kind)
     rig_free(rig);
 }
 
+/*
+ * Pages [0, @count) were evicted, and only read since.  One of the same chunk
+ * is away, so that the checksums are kept.
+ */
+static Rig *new_fetched(const RigKind *kind, uint64_t count)
+{
+    Rig *rig = rig_new_evicted(kind, count + 1, 0);
+
+    rig_check(rig, 0, count);
+    rig_quiet(rig);
+    rig_expect(rig, 0, count, RWP_PAGE_LIVE);
+    return rig;
+}
+
+/* Evict pages [0, @count) of new_fetched(); @written is what it takes */
+static void evict_again(Rig *rig, uint64_t count, uint64_t written)
+{
+    uint64_t before = stat64_get(&rig->s->stats.evict_bytes);
+
+    rig_evict_now(rig, 0, count);
+    rig_expect(rig, 0, count, RWP_PAGE_EVICTED);
+    g_assert_cmpuint(stat64_get(&rig->s->stats.evict_bytes) - before, ==,
+                     written * FAKE_PAGE_SIZE);
+    g_assert_cmpuint(stat64_get(&rig->s->stats.evicted_clean), ==,
+                     count - written);
+    g_assert_cmpuint(fake_system.store_errors, ==, 0);
+}
+
+static void test_clean(const RigKind *kind)
+{
+    Rig *rig = new_fetched(kind, 40);
+
+    evict_again(rig, 40, 0);
+    g_assert_cmpuint(fake_store_requests(FAKE_STORE_WRITE), ==, 1);
+    rig_check(rig, 0, 41);
+    rig_free(rig);
+}
+
+/* Few clean pages beside one that is not are written along with it */
+static void test_clean_but_one(const RigKind *kind)
+{
+    Rig *rig = new_fetched(kind, 40);
+
+    fake_write(10, 7);
+    evict_again(rig, 40, 11);
+    g_assert_cmpuint(fake_store_requests(FAKE_STORE_WRITE), ==, 2);
+    g_assert_cmphex(fake_read(10), ==, 7);
+    rig_quiet(rig);
+    rig_check_but(rig, 0, 41, 10);
+    rig_free(rig);
+}
+
+/* What was written is not what the store has */
+static void test_clean_lost(const RigKind *kind)
+{
+    Rig *rig = new_fetched(kind, 40);
+
+    fake_store_corrupt(20, true);
+    evict_again(rig, 40, 1);
+    fake_store_corrupt(20, false);
+    rig_check(rig, 0, 41);
+    rig_free(rig);
+}
+
+static void test_clean_unreadable(const RigKind *kind)
+{
+    Rig *rig = new_fetched(kind, 40);
+
+    fake_store_fail(FAKE_STORE_READ, 1, -EIO);
+    evict_again(rig, 40, 40);
+    rig_check(rig, 0, 41);
+    rig_free(rig);
+}
+
+/* A page changes while the store is being read */
+static void test_clean_touched(const RigKind *kind)
+{
+    Rig *rig = new_fetched(kind, 40);
+    Job *job;
+
+    fake_store_close_gate(FAKE_STORE_READ);
+    rig_add_range(rig, 0, 40);
+    job = rig_evict(rig);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 1);
+    fake_write(20, 7);
+    fake_store_open_gate(FAKE_STORE_READ);
+    g_assert_cmpint(rig_wait(job), ==, 0);
+    rig_expect(rig, 20, 1, RWP_PAGE_LIVE);
+    g_assert_cmphex(fake_read(20), ==, 7);
+    rig_check_but(rig, 0, 41, 20);
+    rig_free(rig);
+}
+
 static void add_tests(void)
 {
     if (!rwp_checksums_available()) {
@@ -145,6 +238,11 @@ static void add_tests(void)
     rig_add("checksum/job", test_job);
     rig_add("checksum/rewritten", test_rewritten);
     rig_add("checksum/memory", test_memory);
+    rig_add("clean/all", test_clean);
+    rig_add("clean/but-one", test_clean_but_one);
+    rig_add("clean/lost", test_clean_lost);
+    rig_add("clean/unreadable", test_clean_unreadable);
+    rig_add("clean/touched", test_clean_touched);
 }
 
 int main(int argc, char **argv)
