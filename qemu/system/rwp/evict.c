@@ -36,11 +36,12 @@ typedef struct BatchTask {
 
 static void batch_free(RwpJob *job, RwpBatch *batch)
 {
+    RwpMemory *mem = job->s->mem;
+
     if (batch->buf) {
         qatomic_sub(&job->s->stats.buffer_bytes,
-                    rwp_state_page_bytes(job->s, job->batch_pages));
-        job->s->mem->pager->buffer_free(job->s->mem, batch->buf,
-                                        job->batch_pages);
+                    mem->pager->buffer_bytes(mem, job->batch_pages));
+        mem->pager->buffer_free(mem, batch->buf, job->batch_pages);
     }
     rwp_write_done(job, batch);
     g_free(batch->wanted);
@@ -68,7 +69,7 @@ static RwpBatch *batch_get(RwpJob *job, Error **errp)
         return NULL;
     }
     qatomic_add(&job->s->stats.buffer_bytes,
-                rwp_state_page_bytes(job->s, job->batch_pages));
+                mem->pager->buffer_bytes(mem, job->batch_pages));
     return batch;
 }
 

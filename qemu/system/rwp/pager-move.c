@@ -54,6 +54,11 @@ static void move_buffer_free(RwpMemory *mem, void *buf, uint64_t count)
     }
 }
 
+static uint64_t move_buffer_bytes(RwpMemory *mem, uint64_t count)
+{
+    return count * mem->page_size;
+}
+
 static void move_buffer_reset(RwpMemory *mem, void *buf, uint64_t count)
 {
     madvise(buf, count * mem->page_size, MADV_DONTNEED);
@@ -124,6 +129,7 @@ const RwpPagerOps rwp_pager_move = {
     .stays = false,
     .buffer_new = move_buffer_new,
     .buffer_free = move_buffer_free,
+    .buffer_bytes = move_buffer_bytes,
     .buffer_reset = move_buffer_reset,
     .take = move_take,
     .give_back = move_give_back,

@@ -62,6 +62,11 @@ static void punch_buffer_free(RwpMemory *mem, void *buf, uint64_t count)
     }
 }
 
+static uint64_t punch_buffer_bytes(RwpMemory *mem, uint64_t count)
+{
+    return copies(mem) ? count * mem->page_size : 0;
+}
+
 static int punch_buffer_set(RwpMemory *mem, void *buf, uint64_t first,
                             uint64_t count)
 {
@@ -296,6 +301,7 @@ const RwpPagerOps rwp_pager_punch = {
     .stays = true,
     .buffer_new = punch_buffer_new,
     .buffer_free = punch_buffer_free,
+    .buffer_bytes = punch_buffer_bytes,
     .buffer_set = punch_buffer_set,
     .buffer_reset = punch_buffer_reset,
     .take = punch_take,

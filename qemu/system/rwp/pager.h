@@ -44,6 +44,9 @@ struct RwpPagerOps {
     void *(*buffer_new)(RwpMemory *mem, uint64_t count, Error **errp);
     void (*buffer_free)(RwpMemory *mem, void *buf, uint64_t count);
 
+    /* Host memory that such a buffer takes when it is full */
+    uint64_t (*buffer_bytes)(RwpMemory *mem, uint64_t count);
+
     /* Before take: it will be of pages from @first on.  NULL if no matter. */
     int (*buffer_set)(RwpMemory *mem, void *buf, uint64_t first,
                       uint64_t count);

@@ -187,14 +187,18 @@ static void fill_resources(RwpState *s, RwpInfo *info)
     RwpResources *r = g_new0(RwpResources, 1);
     uint64_t window = MAX(s->readahead / s->mem->page_size, 1);
     uint64_t batch = MAX(RWP_BATCH_BYTES, s->mem->page_size);
+    uint64_t buffer = s->mem->pager->buffer_bytes(s->mem,
+                                                  batch / s->mem->page_size);
 
+    /* What the store has is compared if there are checksums */
+    buffer += s->checksums ? batch : 0;
     r->fetches = qatomic_read(&s->stats.fetch_running);
     r->peak_fetches = stat64_get(&s->stats.fetch_peak);
     r->max_fetches = s->max_fetches;
     r->queued = qatomic_read(&s->stats.fetch_queued);
     r->buffers = qatomic_read(&s->stats.buffer_bytes);
     r->max_buffers = s->max_fetches * rwp_state_page_bytes(s, window) +
-                     RWP_JOB_PARALLEL * batch;
+                     RWP_JOB_PARALLEL * MAX(buffer, batch);
     r->checksums = rwp_checksums_bytes(s->checksums);
     info->resources = r;
 }

@@ -31,6 +31,11 @@ static void buffer_free(RwpMemory *mem, void *buf, uint64_t count)
     g_free(buf);
 }
 
+static uint64_t buffer_bytes(RwpMemory *mem, uint64_t count)
+{
+    return count * FAKE_PAGE_SIZE;
+}
+
 static void buffer_reset(RwpMemory *mem, void *buf, uint64_t count)
 {
     memset(buf, FAKE_GARBAGE, count * FAKE_PAGE_SIZE);
@@ -157,6 +162,7 @@ const RwpPagerOps rwp_pager_punch = {
     .stays = true,
     .buffer_new = buffer_new,
     .buffer_free = buffer_free,
+    .buffer_bytes = buffer_bytes,
     .buffer_reset = buffer_reset,
     .take = pager_take,
     .give_back = punch_give_back,
@@ -168,6 +174,7 @@ const RwpPagerOps rwp_pager_move = {
     .type = RWP_PAGER_TYPE_MOVE,
     .buffer_new = buffer_new,
     .buffer_free = buffer_free,
+    .buffer_bytes = buffer_bytes,
     .buffer_reset = buffer_reset,
     .take = pager_take,
     .give_back = move_give_back,
