@@ -16,7 +16,6 @@
 #include "qemu/osdep.h"
 #include "qemu/main-loop.h"
 #include "qapi/error.h"
-#include "events.h"
 #include "guard.h"
 #include "inject.h"
 #include "job.h"
