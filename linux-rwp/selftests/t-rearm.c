@@ -77,11 +77,9 @@ static void check_armed(struct mem *m, unsigned int mask)
 
 static void rearm_errno(enum kind kind)
 {
-	struct mem plain = mem_new(ANON, RW), wp = mem_new(ANON, RW);
-	int fd = uffd_open(F_RWP | F_WP_ASYNC);
 	struct s_arg a = { .size = sizeof(a), .flags = S_RWP_REARM };
-	struct s_region r;
 	struct mem m;
+	int fd;
 
 	need_rearm();
 	a.flags = S_RWP_REARM | S_WP_MATCHING;
@@ -91,7 +89,24 @@ static void rearm_errno(enum kind kind)
 	a.flags = S_RWP_REARM << 1;
 	EQ(pagemap_scan(&a), -EINVAL);
 
-	/* Other memory is skipped, whatever is asked for */
+	m = touched(ANON, &fd, 1);
+	a = (struct s_arg){
+		.size = sizeof(a), .flags = S_RWP_REARM | S_CHECK_WPASYNC,
+		.start = (uintptr_t)m.p, .end = (uintptr_t)m.p + m.len,
+	};
+	EQ(pagemap_scan(&a), -EPERM);
+	CHECK(hot(m.p), "a call that failed has armed");
+}
+
+/* Other memory is skipped, whatever is asked for */
+static void wp_rearm(enum kind kind)
+{
+	struct mem plain = mem_new(ANON, RW), wp = mem_new(ANON, RW);
+	int fd = uffd_open(F_RWP | F_WP_ASYNC);
+	struct s_arg a;
+	struct s_region r;
+
+	need_rearm();
 	mem_fill(&plain);
 	mem_fill(&wp);
 	EQ(reg(fd, wp.p, wp.len, R_WP), 0);
@@ -111,13 +126,6 @@ static void rearm_errno(enum kind kind)
 	};
 	EQ(pagemap_scan(&a), 0);
 	mem_check(&plain, "plain");
-
-	m = touched(ANON, &fd, 1);
-	a.flags |= S_CHECK_WPASYNC;
-	a.start = (uintptr_t)m.p;
-	a.end = (uintptr_t)m.p + m.len;
-	EQ(pagemap_scan(&a), -EPERM);
-	CHECK(hot(m.p), "a call that failed has armed");
 }
 
 /* Both ways that a scan goes: for what was accessed alone, and for more */
@@ -309,6 +317,7 @@ static void rearm_thp_shmem(enum kind kind)
 
 static const struct test tests[] = {
 	{ "rearm-errno", rearm_errno },
+	{ "wp-rearm", wp_rearm },
 	{ "rearm-basic", rearm_basic, ALL_KINDS },
 	{ "rearm-silent", rearm_silent, ALL_KINDS },
 	{ "rearm-traps", rearm_traps, ALL_KINDS },
