@@ -33,10 +33,18 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from guestvm import (GuestVM, LIMIT, MIB, MUTATIONS, PAGE,   # noqa: E402
                      SCALE, Tap, QMPError, have_backend, tracked_backends)
 
+
+def regions(half):
+    """Of each CPU: first byte, pages, place in the page."""
+    return ((1 * MIB, 2 * half // PAGE, 0),
+            (1 * MIB + half, 2 * half // PAGE, 64))
+
+
 HALF = 16 * MIB // SCALE
-# Of each CPU: first byte, pages, place in the page
-REGIONS = ((1 * MIB, 2 * HALF // PAGE, 0),
-           (1 * MIB + HALF, 2 * HALF // PAGE, 64))
+REGIONS = regions(HALF)
+# Not scaled: the CPUs must not come by again before anything is evicted
+BROKEN_REGIONS = regions(16 * MIB)
+BROKEN_RAM = 64 * MIB
 # Of the main loop
 OWN_START = 2 * MIB + 3 * HALF
 OWN_PAGES = 256
@@ -163,8 +171,8 @@ def mismatch(guest):
     return None
 
 
-def start_writers(guest):
-    for cpu, (start, pages, offset) in enumerate(REGIONS):
+def start_writers(guest, where):
+    for cpu, (start, pages, offset) in enumerate(where):
         guest.region(cpu, start, pages, offset=offset)
         guest.mode(cpu, 'COUNT')
 
@@ -190,7 +198,7 @@ def write_under_load(tap, backend, tracked, options):
     wanted_cancelled = wanted // PER_CANCELLED
     rng = random.Random(options.seed)
     with GuestVM(backend, RAM, cpus=2) as guest:
-        start_writers(guest)
+        start_writers(guest, REGIONS)
         if tracked:
             guest.qmp('rwp-track-start', id='mem0', interval=INTERVAL)
         load = Load(guest, rng, tracked)
@@ -238,8 +246,8 @@ def written_ranges():
     A broken step loses writes of the program's own variables and stack, too;
     then it stands still, and never says what it has found.
     """
-    start = min(first for first, _, _ in REGIONS)
-    end = max(first + pages * PAGE for first, pages, _ in REGIONS)
+    start = min(first for first, _, _ in BROKEN_REGIONS)
+    end = max(first + pages * PAGE for first, pages, _ in BROKEN_REGIONS)
     return [{'offset': start, 'length': end - start}]
 
 
@@ -248,9 +256,9 @@ def break_one_step(tap, mutation, options):
     name = f'mutation {mutation} is caught'
     # Or else it is the checksum that notices, and the writers wait for good
     backend = 'memory-backend-rwp,backing=memfd,checksum=off'
-    with GuestVM(backend, RAM, cpus=2, env={
+    with GuestVM(backend, BROKEN_RAM, cpus=2, env={
             'RWP_INJECT': f'{mutation},{MUTATIONS[mutation]}'}) as guest:
-        start_writers(guest)
+        start_writers(guest, BROKEN_REGIONS)
         start = time.monotonic()
         found = None
         pages, limit = 0, start + LIMIT
