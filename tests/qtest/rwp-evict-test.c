@@ -126,6 +126,34 @@ static void test_again(const void *variant)
     rwp_vm_free(vm);
 }
 
+/* What the store has is not written again, if there is a hint that it has */
+static void check_clean(const RwpVariant *variant, const char *properties)
+{
+    uint64_t written, clean;
+    QDict *info;
+    RWP_VM_TEST(variant, properties, "");
+
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_evict(vm, START, SIZE);
+    rwp_check(vm, START, HALF, 1);
+    written = rwp_get(vm, "evict.bytes-written");
+    rwp_evict(vm, START, SIZE);
+    info = rwp_info(vm);
+    clean = qdict_get_bool(info, "checksum") ? HALF : 0;
+    qobject_unref(info);
+    g_assert_cmpuint(rwp_get(vm, "evict.clean-pages"), ==, pages(vm, clean));
+    g_assert_cmpuint(rwp_get(vm, "evict.bytes-written"), ==,
+                     written + HALF - clean);
+    rwp_check(vm, START, SIZE, 1);
+    rwp_vm_free(vm);
+}
+
+static void test_clean(const void *variant)
+{
+    check_clean(variant, "readahead=0");
+    check_clean(variant, "readahead=0,checksum=off");
+}
+
 static void test_zero(const void *variant)
 {
     RWP_VM_TEST(variant, "", "");
@@ -625,6 +653,7 @@ int main(int argc, char **argv)
 
     rwp_add_tests("rwp-evict", "ranges", test_ranges);
     rwp_add_tests("rwp-evict", "again", test_again);
+    rwp_add_tests("rwp-evict", "clean", test_clean);
     rwp_add_tests("rwp-evict", "zero", test_zero);
     rwp_add_tests("rwp-evict", "fetch", test_fetch);
     rwp_add_tests("rwp-evict", "control", test_control);
