@@ -250,6 +250,11 @@ class GuestVM:
         report = [f'serial port: {self.serial()!r}', str(self.info()),
                   str(self.qmp('query-status'))]
         report += [str(run) for run in self.map() if run['state'] == 'moving']
+        # A guest that was reset, or whose processors execute something else
+        report += [str(event) for event in self.vm.get_qmp_events()
+                   if event['event'] in ('RESET', 'SHUTDOWN', 'STOP')]
+        report.append(self.qmp('human-monitor-command',
+                               command_line='info registers -a'))
         # Twice, to see what moves
         for _ in range(2):
             report += [f'CPU {cpu} {field} {self.get(cpu, field)}'
