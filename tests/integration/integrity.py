@@ -171,7 +171,7 @@ def mismatch(guest):
     return None
 
 
-def start_writers(guest, where):
+def start_writers(guest, where=REGIONS):
     for cpu, (start, pages, offset) in enumerate(where):
         guest.region(cpu, start, pages, offset=offset)
         guest.mode(cpu, 'COUNT')
@@ -198,7 +198,7 @@ def write_under_load(tap, backend, tracked, options):
     wanted_cancelled = wanted // PER_CANCELLED
     rng = random.Random(options.seed)
     with GuestVM(backend, RAM, cpus=2) as guest:
-        start_writers(guest, REGIONS)
+        start_writers(guest)
         if tracked:
             guest.qmp('rwp-track-start', id='mem0', interval=INTERVAL)
         load = Load(guest, rng, tracked)
