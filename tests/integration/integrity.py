@@ -261,16 +261,16 @@ def break_one_step(tap, mutation, options):
         start_writers(guest, BROKEN_REGIONS)
         start = time.monotonic()
         found = None
-        pages, limit = 0, start + LIMIT
+        pages = 0
+        progress = Progress()
         while not found and pages < PATIENCE * options.evictions:
             error = guest.run_job('rwp-evict', target='store0',
                                   ranges=written_ranges())
             assert error is None, error
             found = mismatch(guest)
-            before, pages = pages, guest.info()['evict']['pages']
-            if pages != before:
-                limit = time.monotonic() + LIMIT
-            elif time.monotonic() > limit:
+            pages = guest.info()['evict']['pages']
+            progress.see(pages)
+            if progress.stalled():
                 raise TimeoutError('nothing is evicted any more; ' +
                                    guest.standstill())
         rounds = [guest.get(cpu, 'ROUNDS') for cpu in range(len(REGIONS))]
