@@ -34,30 +34,22 @@
  */
 #define CLEAN_PAGES_MIN 16
 
-typedef int coroutine_fn RequestFunc(RwpJob *job, RwpBatch *batch, uint64_t pos,
-                                     uint64_t count);
-
 /* One request, for the pages number [@pos, @pos + @count) of a batch */
 typedef struct Request {
     AioTask task;
-    RequestFunc *func;
     RwpJob *job;
     RwpBatch *batch;
     uint64_t pos;
     uint64_t count;
+    uint64_t offset;            /* in the store */
+    uint64_t bytes;
+    uint64_t buf_offset;        /* in a buffer of the batch */
 } Request;
 
-static int coroutine_fn request_task(AioTask *task)
-{
-    Request *r = container_of(task, Request, task);
-
-    return r->func(r->job, r->batch, r->pos, r->count);
-}
-
-/* Call @func for the runs of @map, which the calls may change */
+/* Make requests of the runs of @map; each may clear bits of its own run */
 static int coroutine_fn foreach_run(RwpJob *job, RwpBatch *batch,
                                     const unsigned long *map,
-                                    RequestFunc *func)
+                                    AioTaskFunc func)
 {
     AioTaskPool *pool = aio_task_pool_new(REQUESTS_PARALLEL);
     uint64_t pos = find_first_bit(map, batch->count);
@@ -67,12 +59,14 @@ static int coroutine_fn foreach_run(RwpJob *job, RwpBatch *batch,
         uint64_t end = find_next_zero_bit(map, batch->count, pos);
         Request *r = g_new0(Request, 1);
 
-        r->task.func = request_task;
-        r->func = func;
+        r->task.func = func;
         r->job = job;
         r->batch = batch;
         r->pos = pos;
         r->count = end - pos;
+        r->offset = rwp_state_page_bytes(job->s, batch->first + pos);
+        r->bytes = rwp_state_page_bytes(job->s, r->count);
+        r->buf_offset = rwp_state_page_bytes(job->s, pos);
         aio_task_pool_start_task(pool, &r->task);
         pos = find_next_bit(map, batch->count, end);
     }
@@ -82,24 +76,22 @@ static int coroutine_fn foreach_run(RwpJob *job, RwpBatch *batch,
     return ret;
 }
 
-static int coroutine_fn write_run(RwpJob *job, RwpBatch *batch, uint64_t pos,
-                                  uint64_t count)
+static int coroutine_fn write_run(AioTask *task)
 {
-    RwpState *s = job->s;
-    uint64_t offset = rwp_state_page_bytes(s, batch->first + pos);
-    uint64_t bytes = rwp_state_page_bytes(s, count);
-    int ret = rwp_store_write(s->store, offset, bytes, batch->buf +
-                              rwp_state_page_bytes(s, pos));
+    Request *r = container_of(task, Request, task);
+    RwpState *s = r->job->s;
+    int ret = rwp_store_write(s->store, r->offset, r->bytes,
+                              r->batch->buf + r->buf_offset);
 
-    trace_rwp_evict_write(s->id, offset, bytes, ret);
+    trace_rwp_evict_write(s->id, r->offset, r->bytes, ret);
     if (ret < 0) {
         stat64_add(&s->stats.write_errors, 1);
-        rwp_job_failed_at(job, offset);
+        rwp_job_failed_at(r->job, r->offset);
         rwp_event_store_error(s->id, rwp_store_node_name(s->store),
-                              RWP_OPERATION_EVICT, offset, bytes, ret);
+                              RWP_OPERATION_EVICT, r->offset, r->bytes, ret);
         return ret;
     }
-    stat64_add(&s->stats.evict_bytes, bytes);
+    stat64_add(&s->stats.evict_bytes, r->bytes);
     return 0;
 }
 
@@ -117,22 +109,19 @@ static int compare_worker(void *opaque)
     return 0;
 }
 
-static int coroutine_fn compare_run(RwpJob *job, RwpBatch *batch, uint64_t pos,
-                                    uint64_t count)
+static int coroutine_fn compare_run(AioTask *task)
 {
-    RwpState *s = job->s;
-    Request r = { .job = job, .batch = batch, .pos = pos, .count = count };
-    uint64_t offset = rwp_state_page_bytes(s, batch->first + pos);
-    uint64_t bytes = rwp_state_page_bytes(s, count);
-    int ret = rwp_store_read(s->store, offset, bytes, batch->stored +
-                             rwp_state_page_bytes(s, pos));
+    Request *r = container_of(task, Request, task);
+    RwpState *s = r->job->s;
+    int ret = rwp_store_read(s->store, r->offset, r->bytes,
+                             r->batch->stored + r->buf_offset);
 
-    trace_rwp_evict_compare(s->id, offset, bytes, ret);
+    trace_rwp_evict_compare(s->id, r->offset, r->bytes, ret);
     if (ret < 0) {
         /* No matter: they are written */
-        bitmap_test_and_clear_atomic(batch->clean, pos, count);
+        bitmap_test_and_clear_atomic(r->batch->clean, r->pos, r->count);
     } else {
-        thread_pool_submit_co(compare_worker, &r);
+        thread_pool_submit_co(compare_worker, r);
     }
     return 0;
 }
@@ -160,7 +149,6 @@ static void coroutine_fn compare_clean(RwpJob *job, RwpBatch *batch,
 {
     RwpState *s = job->s;
     uint64_t bytes = rwp_state_page_bytes(s, job->batch_pages);
-    g_autofree unsigned long *likely = bitmap_new(batch->count);
 
     bitmap_and(batch->clean, batch->clean, map, batch->count);
     drop_short_runs(batch, map);
@@ -175,8 +163,7 @@ static void coroutine_fn compare_clean(RwpJob *job, RwpBatch *batch,
         }
         qatomic_add(&s->stats.buffer_bytes, bytes);
     }
-    bitmap_copy(likely, batch->clean, batch->count);
-    foreach_run(job, batch, likely, compare_run);
+    foreach_run(job, batch, batch->clean, compare_run);
 }
 
 int coroutine_fn rwp_write_batch(RwpJob *job, RwpBatch *batch)
@@ -195,6 +182,5 @@ void rwp_write_done(RwpJob *job, RwpBatch *batch)
         qatomic_sub(&job->s->stats.buffer_bytes,
                     rwp_state_page_bytes(job->s, job->batch_pages));
         qemu_vfree(batch->stored);
-        batch->stored = NULL;
     }
 }
