@@ -12,6 +12,8 @@
  *                                        sequential requests
  *   bare evict STORE OFFSET BYTES REQUEST DEPTH
  *                                        arm memory, write it, remove it
+ *   bare fetch STORE OFFSET BYTES REQUEST DEPTH
+ *                                        read it, put it in place
  *
  * With "-d" before all of these, the store is opened with O_DIRECT.  For
  * "touch", the store may be "nbd:" and the path of an NBD server's socket.
@@ -27,7 +29,7 @@
 #include <err.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <stdatomic.h>
+#include <semaphore.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,12 +43,10 @@
 #ifdef BARE_LIBNBD
 #include <libnbd.h>
 #endif
+#include "bare.h"
 #include "order.h"
 
-/* include/uapi/linux/userfaultfd.h and fs.h of Linux 6.7 */
-#ifndef UFFD_FEATURE_WP_ASYNC
-#define UFFD_FEATURE_WP_ASYNC (1 << 15)
-#endif
+/* include/uapi/linux/fs.h of Linux 6.7 */
 #define BARE_PAGE_IS_PRESENT (1 << 3)
 
 struct bare_region {
@@ -61,9 +61,7 @@ struct bare_scan {
 
 #define BARE_PAGEMAP_SCAN _IOWR('f', 16, struct bare_scan)
 
-#define MAX_DEPTH 64
-
-static uint64_t now_ns(void)
+uint64_t now_ns(void)
 {
     struct timespec ts;
 
@@ -71,7 +69,7 @@ static uint64_t now_ns(void)
     return ts.tv_sec * 1000000000ull + ts.tv_nsec;
 }
 
-static int guest_file(size_t size)
+int guest_file(size_t size)
 {
     int fd = memfd_create("bare", MFD_CLOEXEC);
 
@@ -81,7 +79,7 @@ static int guest_file(size_t size)
     return fd;
 }
 
-static void *guest_memory(int fd, size_t size)
+void *guest_memory(int fd, size_t size)
 {
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
@@ -91,7 +89,7 @@ static void *guest_memory(int fd, size_t size)
     return memory;
 }
 
-static int open_uffd(uint64_t features)
+int open_uffd(uint64_t features)
 {
     struct uffdio_api api = { .api = UFFD_API, .features = features };
     int uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
@@ -102,8 +100,8 @@ static int open_uffd(uint64_t features)
     return uffd;
 }
 
-static void register_memory(int uffd, void *memory, size_t size,
-                            uint64_t modes)
+void register_memory(int uffd, void *memory, size_t size,
+                     uint64_t modes)
 {
     struct uffdio_register reg = {
         .range = { (uintptr_t)memory, size },
@@ -136,7 +134,7 @@ static uint64_t write_scattered(uint8_t *memory, size_t size)
 }
 
 /* Returns the number of pages that were found */
-static uint64_t scan(int pagemap, uint8_t *memory, size_t size)
+uint64_t scan(int pagemap, uint8_t *memory, size_t size)
 {
     struct bare_region regions[512];
     uint64_t found = 0;
@@ -164,6 +162,42 @@ static uint64_t scan(int pagemap, uint8_t *memory, size_t size)
     return found;
 }
 
+struct toucher {
+    uint8_t *memory;
+    size_t size;
+    sem_t done;
+};
+
+/* As a vCPU: it ends with the process */
+static void *touch_and_stay(void *opaque)
+{
+    struct toucher *toucher = opaque;
+
+    write_each(toucher->memory, toucher->size);
+    sem_post(&toucher->done);
+    pause();
+    return NULL;
+}
+
+/*
+ * Write memory in a thread that stays.  What another thread has touched, maybe
+ * on another processor, costs more to arm: its struct pages are in another
+ * cache, and the other processor may have to flush its TLB.
+ */
+static void write_elsewhere(uint8_t *memory, size_t size)
+{
+    static struct toucher toucher;
+    pthread_t thread;
+
+    toucher.memory = memory;
+    toucher.size = size;
+    sem_init(&toucher.done, 0, 0);
+    if (pthread_create(&thread, NULL, touch_and_stay, &toucher)) {
+        errx(1, "cannot create a thread");
+    }
+    sem_wait(&toucher.done);
+}
+
 static void cycle(size_t size)
 {
     int uffd = open_uffd(UFFD_FEATURE_PAGEFAULT_FLAG_WP |
@@ -176,7 +210,7 @@ static void cycle(size_t size)
     if (pagemap < 0) {
         err(1, "/proc/self/pagemap");
     }
-    write_each(memory, size);
+    write_elsewhere(memory, size);
     register_memory(uffd, memory, size, UFFDIO_REGISTER_MODE_WP);
 
     start = now_ns();
@@ -294,7 +328,7 @@ static void touch_each(uint8_t *memory, uint32_t pages, uint32_t seed,
 
 static int direct;              /* O_DIRECT or 0, set by main() */
 
-static int open_store(const char *name, int flags)
+int open_store(const char *name, int flags)
 {
     int fd = open(name, flags | direct | O_CLOEXEC);
 
@@ -335,187 +369,6 @@ static void touch(const char *store, uint64_t offset, uint32_t pages,
     if (fclose(raw)) {
         err(1, "%s", raw_name);
     }
-}
-
-struct writer {
-    int store;
-    uint64_t end;
-    size_t request;
-    uint8_t *buffers;           /* one request for each thread */
-    _Atomic unsigned threads;
-    _Atomic uint64_t next;
-};
-
-static uint8_t *random_buffer(size_t size)
-{
-    uint8_t *buf = aligned_alloc(BENCH_PAGE, size);
-
-    for (size_t i = 0; i < size; i++) {
-        buf[i] = random();
-    }
-    return buf;
-}
-
-static void *write_requests(void *opaque)
-{
-    struct writer *writer = opaque;
-    uint8_t *buf = writer->buffers +
-                   atomic_fetch_add(&writer->threads, 1) * writer->request;
-    uint64_t offset;
-
-    while ((offset = atomic_fetch_add(&writer->next, writer->request)) <
-           writer->end) {
-        if (pwrite(writer->store, buf, writer->request, offset) !=
-            (ssize_t)writer->request) {
-            err(1, "write to the store");
-        }
-    }
-    return NULL;
-}
-
-static void run_threads(unsigned depth, void *(*function)(void *),
-                        void *opaque)
-{
-    pthread_t threads[MAX_DEPTH];
-
-    for (unsigned i = 0; i < depth; i++) {
-        if (pthread_create(&threads[i], NULL, function, opaque)) {
-            errx(1, "cannot create a thread");
-        }
-    }
-    for (unsigned i = 0; i < depth; i++) {
-        pthread_join(threads[i], NULL);
-    }
-}
-
-static void sequential_write(const char *store, uint64_t offset,
-                             uint64_t bytes, size_t request, unsigned depth)
-{
-    struct writer writer = {
-        .store = open_store(store, O_WRONLY),
-        .end = offset + bytes,
-        .request = request,
-        .next = offset,
-    };
-    uint64_t start;
-
-    writer.buffers = random_buffer(depth * request);
-    start = now_ns();
-    run_threads(depth, write_requests, &writer);
-    printf("write-ns %lu\n", now_ns() - start);
-}
-
-struct evictor {
-    int store, memfd, uffd, pagemap;
-    uint8_t *memory;
-    uint64_t offset;            /* of the memory in the store */
-    uint64_t bytes;
-    size_t request;
-    _Atomic uint64_t next;
-    pthread_mutex_t commit;
-};
-
-/* Nobody touches the memory, so what was written is what is removed */
-static void remove_written(struct evictor *evictor, uint64_t pos)
-{
-    size_t size = evictor->request;
-    uint8_t *memory = evictor->memory + pos;
-    struct uffdio_range range = { (uintptr_t)memory, size };
-
-    register_memory(evictor->uffd, memory, size,
-                    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
-    if (scan(evictor->pagemap, memory, size) != 0) {
-        errx(1, "PAGEMAP_SCAN sees pages that were not touched");
-    }
-    if (fallocate(evictor->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                  pos, size) < 0) {
-        err(1, "fallocate");
-    }
-    register_memory(evictor->uffd, memory, size,
-                    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
-    if (ioctl(evictor->uffd, UFFDIO_WAKE, &range) < 0) {
-        err(1, "UFFDIO_WAKE");
-    }
-}
-
-static void *evict_requests(void *opaque)
-{
-    struct evictor *evictor = opaque;
-    size_t size = evictor->request;
-    uint64_t pos;
-
-    while ((pos = atomic_fetch_add(&evictor->next, size)) < evictor->bytes) {
-        uint8_t *view = mmap(NULL, size, PROT_READ, MAP_SHARED,
-                             evictor->memfd, pos);
-
-        if (view == MAP_FAILED) {
-            err(1, "mmap");
-        }
-        if (madvise(evictor->memory + pos, size, MADV_DONTNEED) < 0 ||
-            madvise(view, size, MADV_SEQUENTIAL) < 0) {
-            err(1, "madvise");
-        }
-        for (size_t i = 0; i < size; i += BENCH_PAGE) {
-            (void)*(volatile uint8_t *)(view + i);
-        }
-        if (pwrite(evictor->store, view, size, evictor->offset + pos) !=
-            (ssize_t)size) {
-            err(1, "write to the store");
-        }
-        munmap(view, size);
-        pthread_mutex_lock(&evictor->commit);
-        remove_written(evictor, pos);
-        pthread_mutex_unlock(&evictor->commit);
-    }
-    return NULL;
-}
-
-/* What an eviction with tracker=zap and pager=punch asks of the kernel */
-static void evict(const char *store, uint64_t offset, uint64_t bytes,
-                  size_t request, unsigned depth)
-{
-    struct evictor evictor = {
-        .store = open_store(store, O_WRONLY),
-        .memfd = guest_file(bytes),
-        .uffd = open_uffd(UFFD_FEATURE_PAGEFAULT_FLAG_WP |
-                          UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
-                          UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_MISSING_SHMEM |
-                          UFFD_FEATURE_MINOR_SHMEM),
-        .pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC),
-        .offset = offset,
-        .bytes = bytes,
-        .request = request,
-        .commit = PTHREAD_MUTEX_INITIALIZER,
-    };
-    uint64_t start;
-
-    if (evictor.pagemap < 0) {
-        err(1, "/proc/self/pagemap");
-    }
-    evictor.memory = guest_memory(evictor.memfd, bytes);
-    for (size_t i = 0; i < bytes; i += sizeof(long)) {
-        *(long *)(evictor.memory + i) = random();
-    }
-    register_memory(evictor.uffd, evictor.memory, bytes,
-                    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
-    start = now_ns();
-    run_threads(depth, evict_requests, &evictor);
-    printf("evict-ns %lu\n", now_ns() - start);
-}
-
-static void sequential_read(const char *store, uint64_t offset,
-                            uint64_t bytes, size_t request)
-{
-    int fd = open_store(store, O_RDONLY);
-    uint8_t *buf = random_buffer(request);
-    uint64_t start = now_ns();
-
-    for (uint64_t done = 0; done < bytes; done += request) {
-        if (pread(fd, buf, request, offset + done) != (ssize_t)request) {
-            err(1, "read of the store");
-        }
-    }
-    printf("read-ns %lu\n", now_ns() - start);
 }
 
 static void ticks_per_second(void)
@@ -572,6 +425,9 @@ int main(int argc, char **argv)
                          number(argv[5]), number_of_threads(argv[6]));
     } else if (!strcmp(what, "evict") && argc == 7) {
         evict(argv[2], number(argv[3]), number(argv[4]), number(argv[5]),
+              number_of_threads(argv[6]));
+    } else if (!strcmp(what, "fetch") && argc == 7) {
+        fetch(argv[2], number(argv[3]), number(argv[4]), number(argv[5]),
               number_of_threads(argv[6]));
     } else if (!strcmp(what, "read") && argc == 6) {
         sequential_read(argv[2], number(argv[3]), number(argv[4]),

@@ -8,9 +8,11 @@ BENCH := $(B)/bench
 LIBNBD := $(shell pkg-config --silence-errors --cflags --libs libnbd && \
     echo -DBARE_LIBNBD)
 
-$(BENCH)/bare: tests/bench/bare.c tests/bench/order.h
+$(BENCH)/bare: tests/bench/bare.c tests/bench/bare-store.c \
+    tests/bench/bare.h tests/bench/order.h
 	@mkdir -p $(@D)
-	$(CC) -O2 -g -Wall -Wextra -Werror -pthread -o $@ $< $(LIBNBD)
+	$(CC) -O2 -g -Wall -Wextra -Werror -pthread -o $@ $(filter %.c,$^) \
+	    $(LIBNBD)
 
 # Firmware for a 32-bit processor without an operating system
 $(BENCH)/guest.elf: tests/bench/guest.c tests/bench/order.h
