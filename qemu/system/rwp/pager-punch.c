@@ -15,6 +15,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/atomic.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
 #include <sys/mman.h>
@@ -125,19 +126,42 @@ static void populate_gap(void *opaque, uint64_t first, uint64_t count)
 }
 
 /*
+ * Map page number @page at @host, and those around it.  That takes no lock of
+ * the address space, for which a commit window would wait; but the page may
+ * have a hardware error, and then it is read(2) that fails without a signal.
+ */
+static int touch(RwpMemory *mem, const uint8_t *host, uint64_t page)
+{
+    uint8_t byte;
+    ssize_t len;
+
+    do {
+        len = pread(mem->fd, &byte, 1, page * mem->page_size);
+    } while (len < 0 && errno == EINTR);
+    if (len != 1) {
+        return len < 0 ? -errno : -EIO;
+    }
+    (void)qatomic_read(host);
+    return 0;
+}
+
+/*
  * Most of what the kernel does for a page that it is asked for goes to
  * marking it as used.  Neighbours that it maps along cost a quarter of that; it
  * leaves out those that are not as they should be.
  */
-static int populate_view(RwpMemory *mem, uint8_t *buf, uint64_t count)
+static int populate_view(RwpMemory *mem, uint64_t first, uint64_t count,
+                         uint8_t *buf)
 {
-    uint64_t end = (uintptr_t)buf + count * mem->page_size;
+    uint64_t begin = (uintptr_t)buf;
+    uint64_t end = begin + count * mem->page_size;
     View view = { .mem = mem, .buf = buf };
     int ret;
 
-    for (uint64_t host = (uintptr_t)buf; host < end;
+    for (uint64_t host = begin; host < end;
          host = QEMU_ALIGN_UP(host + 1, AROUND_BYTES)) {
-        ret = populate((void *)(uintptr_t)host, mem->page_size);
+        ret = touch(mem, (uint8_t *)(uintptr_t)host,
+                    first + (host - begin) / mem->page_size);
         if (ret < 0) {
             return ret;
         }
@@ -149,11 +173,12 @@ static int populate_view(RwpMemory *mem, uint8_t *buf, uint64_t count)
 }
 
 /* Fails where reading would raise a signal: the page has a hardware error */
-static int64_t view_pages(RwpMemory *mem, uint64_t count, void *buf)
+static int64_t view_pages(RwpMemory *mem, uint64_t first, uint64_t count,
+                          void *buf)
 {
     int ret = count * mem->page_size <= AROUND_BYTES ?
               populate(buf, count * mem->page_size) :
-              populate_view(mem, buf, count);
+              populate_view(mem, first, count, buf);
 
     if (ret < 0 && count > 1) {
         count = 1;
@@ -185,7 +210,7 @@ static int64_t punch_take(RwpMemory *mem, uint64_t first, uint64_t count,
                           void *buf)
 {
     return copies(mem) ? copy_pages(mem, first, count, buf) :
-                         view_pages(mem, count, buf);
+                         view_pages(mem, first, count, buf);
 }
 
 static int punch_give_back(RwpMemory *mem, uint64_t page, void *buf)
