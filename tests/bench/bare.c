@@ -61,6 +61,9 @@ struct bare_scan {
 
 #define BARE_PAGEMAP_SCAN _IOWR('f', 16, struct bare_scan)
 
+/* From touches to the end of a cycle; in "run" it is as long */
+#define INTERVAL_US 500000
+
 uint64_t now_ns(void)
 {
     struct timespec ts;
@@ -180,9 +183,10 @@ static void *touch_and_stay(void *opaque)
 }
 
 /*
- * Write memory in a thread that stays.  What another thread has touched, maybe
- * on another processor, costs more to arm: its struct pages are in another
- * cache, and the other processor may have to flush its TLB.
+ * Write memory in a thread that stays, and let some time pass.  What another
+ * thread has touched, maybe on another processor, and not just now costs more
+ * to arm: its struct pages are not in this processor's cache, and the other one
+ * may have to flush its TLB.
  */
 static void write_elsewhere(uint8_t *memory, size_t size)
 {
@@ -196,6 +200,7 @@ static void write_elsewhere(uint8_t *memory, size_t size)
         errx(1, "cannot create a thread");
     }
     sem_wait(&toucher.done);
+    usleep(INTERVAL_US);
 }
 
 static void cycle(size_t size)

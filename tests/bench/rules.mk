@@ -34,8 +34,9 @@ bench: qemu $(BENCH)/bare $(BENCH)/guest.bin
 # KERNEL as in tests/vm/rules.mk
 .PHONY: bench-vm
 bench-vm: qemu $(VM_NEEDS)
-	@tests/vm/run --kernel $(VM_KERNEL) --memory 1500M --timeout 3600 -- \
-	    tests/bench/vm $(BENCHFLAGS)
+	@mkdir -p $(B)/results
+	@tests/vm/run --kernel $(VM_KERNEL) --memory 1500M --timeout 3600 \
+	    --rw $(B)/results -- tests/bench/vm $(BENCHFLAGS)
 
 .PHONY: clean-bench
 clean-bench:
