@@ -9,6 +9,8 @@ protocol, and an NMI, so that it is halted between commands. Its time stamp
 counter is that of the host.
 
 Every wait has a limit, which is there to end a run that hangs.
+
+RWP_TEST_SCALE divides sizes, for machines that are emulated.
 """
 
 import array
@@ -24,7 +26,8 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(
 BUILD = os.path.join(TOP, 'build')
 # Where qemu-system-x86_64 and qemu-img are; set it to compare builds
 QEMU = os.environ.get('RWP_QEMU') or os.path.join(BUILD, 'qemu')
-LIMIT = 60
+SCALE = int(os.environ.get('RWP_TEST_SCALE') or 1)
+LIMIT = 60 * SCALE
 PAGE = 4096
 MIB = 1 << 20
 

@@ -30,13 +30,17 @@ $(BENCH)/guest.bin: $(BENCH)/guest.elf
 bench: qemu $(BENCH)/bare $(BENCH)/guest.bin
 	@$(PYTHON) tests/bench/run $(BENCHFLAGS)
 
-# The trackers, and what there is without userfaultfd, on a kernel with RWP;
-# KERNEL as in tests/vm/rules.mk
+# On a kernel with RWP, in a machine that is emulated; KERNEL as in
+# tests/vm/rules.mk
+VM_PARTS := first-touch touch sequential evict trackers
+
 .PHONY: bench-vm
-bench-vm: qemu $(VM_NEEDS)
+bench-vm: qemu $(VM_NEEDS) $(BENCH)/bare $(BENCH)/guest.bin
 	@mkdir -p $(B)/results
 	@tests/vm/run --kernel $(VM_KERNEL) --memory 1500M --timeout 3600 \
-	    --rw $(B)/results -- tests/bench/vm $(BENCHFLAGS)
+	    --rw $(B)/results -- env RWP_TEST_SCALE=16 tests/bench/run \
+	    --dir /tmp --output $(B)/results/bench-vm.json --repeats 3 \
+	    $(BENCHFLAGS) $(VM_PARTS)
 
 .PHONY: clean-bench
 clean-bench:

@@ -1,51 +1,50 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What tracking and eviction cost on a kernel with RWP, method beside method.
+"""Trackers beside each other, and beside what needs no userfaultfd.
 
-usage: tests/bench/vm [--ram=MIB] [--interval=MS] [--repeats=N] [--output=FILE]
+For the trackers rwp and zap: arm and scan per GiB, what the touch of an armed
+page costs the guest, commit window, and the time of a fetch by touch. Beside
+them two methods that need no userfaultfd, on a guest with an ordinary memfd:
+idle page tracking (admin-guide/mm/idle_page_tracking.rst of Linux), and
+clear_refs with smaps (filesystems/proc.rst). The guest touches a known set of
+pages, so of each it can be said how much of the set it finds (recall) and how
+much of what it finds is in the set (precision). smaps tells amounts only.
 
-Runs inside the harness machine (make bench-vm). There everything is emulated,
-so that only the ratios between lines of one run mean something.
-
-For the trackers rwp and zap: arm and scan per GiB, guest time per touched page,
-commit window, and the time of a fetch by touch. Beside them two methods that
-need no userfaultfd, on a guest with an ordinary memfd: idle page tracking
-(admin-guide/mm/idle_page_tracking.rst of Linux), and clear_refs with smaps
-(filesystems/proc.rst). The guest touches a known set of pages, so of each it can
-be said how much of the set it finds (recall) and how much of what it finds is in
-the set (precision). smaps tells amounts only.
-
-By turns; medians are printed and written to FILE (build/results/bench-vm.json).
 Each line of the table has tracker=rwp on one side, and another method on the
-other.
+other. Needs a kernel with RWP.
 """
 
-import argparse
+import array
 import os
+import random
 import struct
 import sys
 import time
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(
-    os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(TOP, 'tests', 'integration'))
-sys.path.insert(0, os.path.join(TOP, 'tests', 'bench'))
-# pylint: disable=wrong-import-position
-from figures import Report                                   # noqa: E402
-from guestvm import (GuestVM, MIB, PAGE, QMPError,           # noqa: E402
-                     touched_pages)
+from machine import MIB, PAGE, TOP, WRITE, Machine
 
+sys.path.insert(0, os.path.join(TOP, 'tests', 'integration'))
+# pylint: disable=wrong-import-position
+from guestvm import GuestVM, QMPError, touched_pages         # noqa: E402
+
+RAM = 32 * MIB
+# Made longer if the guest needs more to go through its set
+INTERVAL_S = 0.5
+# The last one counts
+CYCLES = 5
+# For one that ends no cycle
+LONG_MS = 600000
 IDLE = '/sys/kernel/mm/page_idle/bitmap'
 START = 2 * MIB
 SEED = 4711
 DENSITY = 64
+ACCESSES = 4096
 GIB = 1 << 30
 OURS = ('rwp, anonymous', 'rwp, memfd')
 
 # What a method has: key, name, unit, and what the report makes of it
 FIGURES = (
     ('cycle', 'arm and scan', 'ms/GiB', {}),
-    ('touch', 'cost of tracking for the guest', 'ns/touched page', {}),
+    ('touch', 'touch of an armed page', 'ns', {}),
     ('recall', 'recall', '', {'more': True}),
     ('precision', 'precision', '', {'more': True}),
     ('commit-mean', 'commit window, mean', 'us', {}),
@@ -61,12 +60,12 @@ class TooShort(Exception):
     """The guest did not go through its set within the interval."""
 
 
-class Bench:
-    """The options, and what to do with any guest."""
+class Trial:
+    """What to do with any guest."""
 
-    def __init__(self, options):
-        self.ram = options.ram * MIB
-        self.interval = options.interval / 1000
+    def __init__(self, interval):
+        self.ram = RAM
+        self.interval = interval
         self.pages = (self.ram - 2 * START) // PAGE
         self.truth = {START // PAGE + page for page in
                       touched_pages(self.pages, SEED, DENSITY)}
@@ -84,19 +83,11 @@ class Bench:
         guest.mode(0, 'READ')
 
     def round_ns(self, guest, seconds):
-        """Guest time of one round."""
+        """Time that the guest takes for one round."""
         rounds, start = guest.get(0, 'ROUNDS'), time.monotonic()
         time.sleep(seconds)
         done = guest.get(0, 'ROUNDS') - rounds
         return (time.monotonic() - start) * 1e9 / max(done, 1)
-
-    def per_touch(self, quiet_ns, busy_ns):
-        """
-        Of a touched page, given rounds without and with tracking: each
-        interval has as many touches as the set has pages.
-        """
-        lost = (1 - quiet_ns / busy_ns) * self.interval * 1e9
-        return lost / len(self.truth)
 
     def quality(self, found):
         right = len(found & self.truth)
@@ -126,29 +117,27 @@ def median_latency(info):
     return 0
 
 
-def tracker(bench, options):
+def tracker(trial, options):
     """One tracker: costs of tracking, then those of eviction."""
     with GuestVM('memory-backend-rwp,readahead=0,' + options,
-                 bench.ram) as guest:
-        bench.set_up(guest)
-        quiet = bench.round_ns(guest, 5 * bench.interval)
+                 trial.ram) as guest:
+        trial.set_up(guest)
         guest.qmp('rwp-track-start', id='mem0',
-                  interval=int(bench.interval * 1000))
-        await_cycles(guest, 3)
-        busy = bench.round_ns(guest, 5 * bench.interval)
-        if bench.interval * 1e9 < 3 * busy:
+                  interval=int(trial.interval * 1000))
+        await_cycles(guest, CYCLES)
+        if trial.interval * 1e9 < 3 * trial.round_ns(guest,
+                                                     5 * trial.interval):
             raise TooShort
         found, cycle = hot_pages(guest), guest.info()['cycle']
-        scale = GIB / bench.ram / 1e6
-        figures = {'cycle': (cycle['arm-ns'] + cycle['scan-ns']) * scale,
-                   'touch': bench.per_touch(quiet, busy)}
+        scale = GIB / trial.ram / 1e6
+        figures = {'cycle': (cycle['arm-ns'] + cycle['scan-ns']) * scale}
         guest.qmp('rwp-track-stop', id='mem0')
         guest.mode(0, 'IDLE')
-        return figures | bench.quality(found) | evict_and_fetch(bench, guest)
+        return figures | trial.quality(found) | evict_and_fetch(trial, guest)
 
 
-def evict_and_fetch(bench, guest):
-    everything = [{'offset': START, 'length': bench.pages * PAGE}]
+def evict_and_fetch(trial, guest):
+    everything = [{'offset': START, 'length': trial.pages * PAGE}]
     try:
         error = guest.run_job('rwp-evict', target='store0', ranges=everything)
     except QMPError:
@@ -177,40 +166,54 @@ def guest_mapping(pid, size):
     raise OSError('the guest has no memfd of that size')
 
 
-def idle_pages(bench):
+def page_frames(pid, first, size):
+    """Of each page that is mapped; None of others. See proc(5)."""
+    with open(f'/proc/{pid}/pagemap', 'rb') as file:
+        file.seek(first // PAGE * 8)
+        raw = file.read(size // PAGE * 8)
+    return [entry & ((1 << 55) - 1) if entry >> 63 else None
+            for entry, in struct.iter_unpack('<Q', raw)]
+
+
+class IdleBitmap:
+    """Of the 64 frames around each of @frames"""
+
+    def __init__(self, frames):
+        self.words = {frame // 64 for frame in frames if frame}
+        self.file = os.open(IDLE, os.O_RDWR)
+
+    def set(self):
+        for word in self.words:
+            os.pwrite(self.file, b'\xff' * 8, word * 8)
+
+    def read(self):
+        return {word: struct.unpack('<Q', os.pread(self.file, 8, word * 8))[0]
+                for word in self.words}
+
+    def close(self):
+        os.close(self.file)
+
+
+def idle_pages(trial):
     """Idle page tracking, by page frames."""
-    with GuestVM('memory-backend-memfd', bench.ram) as guest:
-        bench.set_up(guest)
+    with GuestVM('memory-backend-memfd', trial.ram) as guest:
+        trial.set_up(guest)
         pid = guest.vm.get_pid()
-        first = guest_mapping(pid, bench.ram)
-        quiet = bench.round_ns(guest, 10 * bench.interval)
-        with open(f'/proc/{pid}/pagemap', 'rb') as file:
-            file.seek(first // PAGE * 8)
-            raw = file.read(bench.ram // PAGE * 8)
-        frames = [entry & ((1 << 55) - 1) if entry >> 63 else None
-                  for entry, in struct.iter_unpack('<Q', raw)]
-        words = {frame // 64 for frame in frames if frame}
-        bitmap = os.open(IDLE, os.O_RDWR)
-        arm = scan = 0
-        lost = []
-        for _ in range(5):
+        frames = page_frames(pid, guest_mapping(pid, trial.ram), trial.ram)
+        bitmap = IdleBitmap(frames)
+        for _ in range(CYCLES):
             start = time.monotonic()
-            for word in words:
-                os.pwrite(bitmap, b'\xff' * 8, word * 8)
+            bitmap.set()
             arm = time.monotonic() - start
-            lost.append(bench.round_ns(guest, bench.interval))
+            time.sleep(trial.interval)
             start = time.monotonic()
-            bits = {word: struct.unpack('<Q', os.pread(bitmap, 8,
-                                                       word * 8))[0]
-                    for word in words}
+            bits = bitmap.read()
             scan = time.monotonic() - start
-        os.close(bitmap)
+        bitmap.close()
         found = {page for page, frame in enumerate(frames) if frame and
                  not bits[frame // 64] >> frame % 64 & 1}
-        scale = GIB / bench.ram * 1e3
-        return {'cycle': (arm + scan) * scale,
-                'touch': bench.per_touch(quiet, sum(lost) / 5),
-                } | bench.quality(found)
+        scale = GIB / trial.ram * 1e3
+        return {'cycle': (arm + scan) * scale} | trial.quality(found)
 
 
 def referenced(pid, first):
@@ -225,53 +228,87 @@ def referenced(pid, first):
     return 0
 
 
-def clear_refs(bench):
+def forget_references(pid):
+    with open(f'/proc/{pid}/clear_refs', 'w', encoding='ascii') as file:
+        file.write('1')
+
+
+def clear_refs(trial):
     """Referenced bits of the page tables."""
-    with GuestVM('memory-backend-memfd', bench.ram) as guest:
-        bench.set_up(guest)
+    with GuestVM('memory-backend-memfd', trial.ram) as guest:
+        trial.set_up(guest)
         pid = guest.vm.get_pid()
-        first = guest_mapping(pid, bench.ram)
-        quiet = bench.round_ns(guest, 10 * bench.interval)
-        lost = []
-        for _ in range(5):
+        first = guest_mapping(pid, trial.ram)
+        for _ in range(CYCLES):
             start = time.monotonic()
-            with open(f'/proc/{pid}/clear_refs', 'w',
-                      encoding='ascii') as file:
-                file.write('1')
+            forget_references(pid)
             arm = time.monotonic() - start
-            lost.append(bench.round_ns(guest, bench.interval))
+            time.sleep(trial.interval)
             start = time.monotonic()
             amount = referenced(pid, first)
             scan = time.monotonic() - start
-        scale = GIB / bench.ram * 1e3
+        scale = GIB / trial.ram * 1e3
         return {'cycle': (arm + scan) * scale,
-                'touch': bench.per_touch(quiet, sum(lost) / 5),
                 # It tells an amount: no more of it than that can be right
-                'precision': min(len(bench.truth) * PAGE / amount, 1)}
+                'precision': min(len(trial.truth) * PAGE / amount, 1)}
+
+
+def arm_tracker(machine):
+    machine.qmp('rwp-track-start', id='mem0', interval=LONG_MS)
+    while not machine.info()['cycle']['scan-ns']:
+        time.sleep(0.02)
+
+
+def arm_idle(machine):
+    bitmap = IdleBitmap(page_frames(machine.vm.get_pid(), machine.memory(),
+                                    RAM))
+    bitmap.set()
+    bitmap.close()
+
+
+def arm_references(machine):
+    forget_references(machine.vm.get_pid())
+
+
+def touch_ns(bench, backend, arm):
+    """What a touch takes longer right after @arm than later"""
+    pages = random.Random(SEED).sample(range(RAM // PAGE), ACCESSES)
+    with Machine(backend, RAM) as machine:
+        machine.guest(WRITE, RAM)
+        accesses = array.array('I', pages)
+        machine.replay(accesses)
+        arm(machine)
+        armed, later = (machine.replay(accesses)[0] for _ in range(2))
+    return bench.ns(armed - later) / ACCESSES
 
 
 def methods():
+    """{name: (function of a trial, backend, what arms its memory)}"""
+    def tracked(options):
+        return (lambda trial: tracker(trial, options),
+                'memory-backend-rwp,' + options, arm_tracker)
+
     found = {
-        OURS[0]: lambda bench: tracker(
-            bench, 'tracker=rwp,backing=anonymous,thp=off'),
-        OURS[1]: lambda bench: tracker(bench, 'tracker=rwp,backing=memfd'),
-        'zap, memfd': lambda bench: tracker(bench, 'tracker=zap'),
-        'page_idle': idle_pages,
-        'clear_refs and smaps': clear_refs,
+        OURS[0]: tracked('tracker=rwp,backing=anonymous,thp=off'),
+        OURS[1]: tracked('tracker=rwp,backing=memfd'),
+        'zap, memfd': tracked('tracker=zap'),
+        'page_idle': (idle_pages, 'memory-backend-memfd', arm_idle),
+        'clear_refs and smaps': (clear_refs, 'memory-backend-memfd',
+                                 arm_references),
     }
     if not os.path.exists(IDLE):
         del found['page_idle']
     return found
 
 
-def measure(bench, repeats):
+def measure(bench, trial):
     """Returns {method: [its figures, of each turn]}"""
     results = {name: [] for name in methods()}
-    for turn in range(1, repeats + 1):
-        for name, method in methods().items():
-            print(f'[{time.monotonic() - BEGIN:5.1f} s] turn {turn} of '
-                  f'{repeats}: {name}', flush=True)
-            results[name].append(method(bench))
+    for turn in range(1, bench.repeats + 1):
+        for name, (method, backend, arm) in methods().items():
+            bench.progress(f'{name}: turn {turn} of {bench.repeats}')
+            results[name].append(method(trial) | {
+                'touch': touch_ns(bench, backend, arm)})
     return results
 
 
@@ -291,41 +328,28 @@ def fill(report, results):
             for peer, theirs in peers.items():
                 report.add(f'{method}: {name}', unit, ours, peer, theirs,
                            goal=GOALS.get((key, peer)), **more)
-    if 'page_idle' not in results:
-        report.skipped.append('page_idle: the kernel was built without it')
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--ram', type=int, default=32, metavar='MIB')
-    parser.add_argument('--interval', type=int, default=500, metavar='MS')
-    parser.add_argument('--repeats', type=int, default=3, metavar='N')
-    parser.add_argument('--output', metavar='FILE', default=os.path.join(
-        TOP, 'build', 'results', 'bench-vm.json'))
-    return parser.parse_args()
+def kernel_has_rwp():
+    with GuestVM('memory-backend-rwp', MIB) as guest:
+        return guest.info()['tracker'] == 'rwp'
 
 
-def main():
-    options = parse_arguments()
+def measure_all(bench):
+    """The part 'trackers' of the run"""
+    interval = INTERVAL_S
+    if not kernel_has_rwp():
+        bench.skip('trackers', 'the kernel has no userfaultfd RWP')
+        return
     while True:
         try:
-            results = measure(Bench(options), options.repeats)
+            results = measure(bench, Trial(interval))
             break
         except TooShort:
-            options.interval *= 2
-            print(f'the interval is too short, again with '
-                  f'{options.interval} ms')
-    report = Report({'ram_mib': options.ram, 'interval_ms': options.interval,
-                     'repeats': options.repeats, 'seed': SEED,
-                     'store': 'raw file', 'cache': 'page cache'})
-    fill(report, results)
-    report.save(options.output)
-    print(report.table())
-    for skipped in report.skipped:
-        print('skipped:', skipped)
-
-
-BEGIN = time.monotonic()
-
-if __name__ == '__main__':
-    main()
+            interval *= 2
+            bench.progress(f'the interval was too short: now {interval} s')
+    bench.report.about['trackers'] = {
+        'size': RAM, 'interval_s': interval, 'seed': SEED}
+    fill(bench.report, results)
+    if 'page_idle' not in results:
+        bench.skip('page_idle', 'the kernel was built without it')
