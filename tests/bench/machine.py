@@ -236,5 +236,6 @@ class Machine:
             return self.info()['cycle']['completed']
 
         last = completed()
-        self._wait(lambda: completed() > last, 0.01)
+        # To ask more often would disturb what is measured
+        self._wait(lambda: completed() > last, 0.25)
         return self.info()['cycle']
