@@ -480,11 +480,7 @@ int rwp_memory_continue(RwpMemory *mem, uint64_t page)
 
 int rwp_memory_read_faults(RwpMemory *mem, struct uffd_msg *msgs, int nb)
 {
-    ssize_t len;
-
-    do {
-        len = read(mem->uffd, msgs, nb * sizeof(*msgs));
-    } while (len < 0 && errno == EINTR);
+    ssize_t len = RETRY_ON_EINTR(read(mem->uffd, msgs, nb * sizeof(*msgs)));
 
     if (len < 0) {
         return errno == EAGAIN ? 0 : -errno;

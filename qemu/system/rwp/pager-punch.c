@@ -133,11 +133,9 @@ static void populate_gap(void *opaque, uint64_t first, uint64_t count)
 static int touch(RwpMemory *mem, const uint8_t *host, uint64_t page)
 {
     uint8_t byte;
-    ssize_t len;
+    ssize_t len = RETRY_ON_EINTR(pread(mem->fd, &byte, 1,
+                                       page * mem->page_size));
 
-    do {
-        len = pread(mem->fd, &byte, 1, page * mem->page_size);
-    } while (len < 0 && errno == EINTR);
     if (len != 1) {
         return len < 0 ? -errno : -EIO;
     }
@@ -259,12 +257,10 @@ static uint64_t punch_hole(RwpMemory *mem, uint64_t first, uint64_t count)
  */
 static int64_t punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)
 {
-    int ret;
+    int ret = RETRY_ON_EINTR(
+        fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  first * mem->page_size, count * mem->page_size));
 
-    do {
-        ret = fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                        first * mem->page_size, count * mem->page_size);
-    } while (ret < 0 && errno == EINTR);
     if (ret < 0) {
         return -errno;
     }
