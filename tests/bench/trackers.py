@@ -24,7 +24,8 @@ from machine import MIB, PAGE, TOP, WRITE, Machine
 
 sys.path.insert(0, os.path.join(TOP, 'tests', 'integration'))
 # pylint: disable=wrong-import-position
-from guestvm import GuestVM, QMPError, touched_pages         # noqa: E402
+from guestvm import (GuestVM, QMPError, touched_pages,       # noqa: E402
+                     wait_for)
 
 RAM = 32 * MIB
 # Made longer if the guest needs more to go through its set
@@ -64,9 +65,8 @@ class Trial:
     """What to do with any guest."""
 
     def __init__(self, interval):
-        self.ram = RAM
         self.interval = interval
-        self.pages = (self.ram - 2 * START) // PAGE
+        self.pages = (RAM - 2 * START) // PAGE
         self.truth = {START // PAGE + page for page in
                       touched_pages(self.pages, SEED, DENSITY)}
         # Its mailbox
@@ -96,9 +96,11 @@ class Trial:
 
 
 def await_cycles(guest, count):
-    wanted = guest.info()['cycle']['completed'] + count
-    while guest.info()['cycle']['completed'] < wanted:
-        time.sleep(0.02)
+    def completed():
+        return guest.info()['cycle']['completed']
+
+    wanted = completed() + count
+    wait_for(f'cycle {wanted}', lambda: completed() >= wanted, completed)
 
 
 def hot_pages(guest):
@@ -119,8 +121,7 @@ def median_latency(info):
 
 def tracker(trial, options):
     """One tracker: costs of tracking, then those of eviction."""
-    with GuestVM('memory-backend-rwp,readahead=0,' + options,
-                 trial.ram) as guest:
+    with GuestVM('memory-backend-rwp,readahead=0,' + options, RAM) as guest:
         trial.set_up(guest)
         guest.qmp('rwp-track-start', id='mem0',
                   interval=int(trial.interval * 1000))
@@ -129,7 +130,7 @@ def tracker(trial, options):
                                                      5 * trial.interval):
             raise TooShort
         found, cycle = hot_pages(guest), guest.info()['cycle']
-        scale = GIB / trial.ram / 1e6
+        scale = GIB / RAM / 1e6
         figures = {'cycle': (cycle['arm-ns'] + cycle['scan-ns']) * scale}
         guest.qmp('rwp-track-stop', id='mem0')
         guest.mode(0, 'IDLE')
@@ -196,10 +197,10 @@ class IdleBitmap:
 
 def idle_pages(trial):
     """Idle page tracking, by page frames."""
-    with GuestVM('memory-backend-memfd', trial.ram) as guest:
+    with GuestVM('memory-backend-memfd', RAM) as guest:
         trial.set_up(guest)
         pid = guest.vm.get_pid()
-        frames = page_frames(pid, guest_mapping(pid, trial.ram), trial.ram)
+        frames = page_frames(pid, guest_mapping(pid, RAM), RAM)
         bitmap = IdleBitmap(frames)
         for _ in range(CYCLES):
             start = time.monotonic()
@@ -212,7 +213,7 @@ def idle_pages(trial):
         bitmap.close()
         found = {page for page, frame in enumerate(frames) if frame and
                  not bits[frame // 64] >> frame % 64 & 1}
-        scale = GIB / trial.ram * 1e3
+        scale = GIB / RAM * 1e3
         return {'cycle': (arm + scan) * scale} | trial.quality(found)
 
 
@@ -235,10 +236,10 @@ def forget_references(pid):
 
 def clear_refs(trial):
     """Referenced bits of the page tables."""
-    with GuestVM('memory-backend-memfd', trial.ram) as guest:
+    with GuestVM('memory-backend-memfd', RAM) as guest:
         trial.set_up(guest)
         pid = guest.vm.get_pid()
-        first = guest_mapping(pid, trial.ram)
+        first = guest_mapping(pid, RAM)
         for _ in range(CYCLES):
             start = time.monotonic()
             forget_references(pid)
@@ -247,7 +248,7 @@ def clear_refs(trial):
             start = time.monotonic()
             amount = referenced(pid, first)
             scan = time.monotonic() - start
-        scale = GIB / trial.ram * 1e3
+        scale = GIB / RAM * 1e3
         return {'cycle': (arm + scan) * scale,
                 # It tells an amount: no more of it than that can be right
                 'precision': min(len(trial.truth) * PAGE / amount, 1)}
@@ -255,8 +256,7 @@ def clear_refs(trial):
 
 def arm_tracker(machine):
     machine.qmp('rwp-track-start', id='mem0', interval=LONG_MS)
-    while not machine.info()['cycle']['scan-ns']:
-        time.sleep(0.02)
+    wait_for('the first pass', lambda: machine.info()['cycle']['scan-ns'])
 
 
 def arm_idle(machine):
