@@ -385,13 +385,26 @@ static void test_quit(const void *variant)
     }
 }
 
+/* Let the main loop touch the first evicted page */
+static void touch_by_main_loop(Guest *g)
+{
+    g_autofree char *path = g_build_filename(g->dir, "saved", NULL);
+
+    qtest_qmp_send(g->vm->qts, "{ 'execute': 'pmemsave', 'id': 'save', "
+                   "'arguments': { 'val': %" PRIu64 ", 'size': 65536, "
+                   "'filename': %s } }", (uint64_t)START, path);
+    /* From here on, there is no way but into the page */
+    while (!g_file_test(path, G_FILE_TEST_EXISTS)) {
+        g_usleep(RWP_POLL_US);
+    }
+}
+
 /*
  * QEMU ends though its main loop waits for a page: at once, because there
  * is nothing right that the main loop could go on with.
  */
 static void quit_main_loop(const RwpVariant *variant, bool by_signal)
 {
-    g_autofree char *path = NULL;
     Guest g;
 
     if (rwp_skip(variant) || rwp_server_skip(RWP_SERVER_NBDKIT)) {
@@ -399,14 +412,7 @@ static void quit_main_loop(const RwpVariant *variant, bool by_signal)
     }
     g = guest_new(variant, RWP_SERVER_NBDKIT);
     break_store(&g);
-    path = g_build_filename(g.dir, "saved", NULL);
-    qtest_qmp_send(g.vm->qts, "{ 'execute': 'pmemsave', 'id': 'save', "
-                   "'arguments': { 'val': %" PRIu64 ", 'size': 65536, "
-                   "'filename': %s } }", (uint64_t)START, path);
-    /* From here on, there is no way but into the page */
-    while (!g_file_test(path, G_FILE_TEST_EXISTS)) {
-        g_usleep(RWP_POLL_US);
-    }
+    touch_by_main_loop(&g);
     if (by_signal) {
         kill(qtest_pid(g.vm->qts), SIGTERM);
     } else {
@@ -427,6 +433,37 @@ static void test_quit_out_of_band(const void *variant)
     quit_main_loop(variant, false);
 }
 
+/*
+ * The same some ten seconds later, if the store says nothing at all; and it
+ * is a job that asked it
+ */
+static void test_quit_silent(void)
+{
+    const RwpVariant *variant = RWP_DEFAULT_VARIANT;
+    uint64_t progress;
+    Guest g;
+
+    if (rwp_skip(variant) || rwp_server_skip(RWP_SERVER_NBDKIT)) {
+        return;
+    }
+    g = guest_new(variant, RWP_SERVER_NBDKIT);
+    rwp_server_freeze(g.server);
+    qtest_qmp_assert_success(g.vm->qts, RWP_FETCH());
+    do {
+        QDict *response = qtest_qmp(g.vm->qts, "{ 'execute': 'query-jobs' }");
+        QList *jobs = qdict_get_qlist(response, "return");
+
+        progress = qdict_get_int(qobject_to(QDict, qlist_peek(jobs)),
+                                 "current-progress");
+        qobject_unref(response);
+    } while (!progress);
+    touch_by_main_loop(&g);
+    qtest_qmp_send(g.vm->qts, "{ 'exec-oob': 'rwp-quit', 'id': 'q' }");
+    qtest_set_expected_status(g.vm->qts, EXIT_FAILURE);
+    qtest_wait_qemu(g.vm->qts);
+    guest_free(&g);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -441,6 +478,7 @@ int main(int argc, char **argv)
     rwp_add_tests("rwp-failure", "quit", test_quit);
     rwp_add_tests("rwp-failure", "quit-signal", test_quit_signal);
     rwp_add_tests("rwp-failure", "quit-out-of-band", test_quit_out_of_band);
+    qtest_add_func("/rwp-failure/default/quit-silent", test_quit_silent);
 
     return g_test_run();
 }

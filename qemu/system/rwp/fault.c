@@ -238,6 +238,11 @@ void rwp_faults_retry(RwpFaults *faults)
     rwp_refaults_retry(faults->refaults);
 }
 
+void rwp_faults_reader(RwpFaults *faults, int64_t since_ns)
+{
+    rwp_refaults_reader(faults->refaults, since_ns);
+}
+
 void rwp_faults_quit(RwpFaults *faults, RwpQuitPhase phase)
 {
     rwp_refaults_quit(faults->refaults, phase);

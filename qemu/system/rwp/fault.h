@@ -32,6 +32,16 @@ void rwp_faults_free(RwpFaults *faults);
 void rwp_faults_retry(RwpFaults *faults);
 
 /**
+ * rwp_faults_reader: a thread waits for a read of the store, not in a fault.
+ *
+ * @since_ns: get_clock() when it began to, or 0 if the read has ended
+ *
+ * One at a time.  QEMU can be told to end meanwhile, as it can while somebody
+ * waits for a page.  Context: fault thread.
+ */
+void rwp_faults_reader(RwpFaults *faults, int64_t since_ns);
+
+/**
  * rwp_faults_quit: QEMU ends, @phase begins.
  *
  * From now on, a page whose read fails is lost.  Context: any thread.

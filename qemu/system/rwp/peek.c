@@ -35,6 +35,7 @@
 #include "qemu/thread.h"
 #include "block/aio.h"
 #include "events.h"
+#include "fault.h"
 #include "peek.h"
 #include "place.h"
 #include "store.h"
@@ -86,7 +87,9 @@ static void coroutine_fn read_co(void *opaque)
     PeekRead *read = opaque;
     RwpState *s = read->s;
 
+    rwp_faults_reader(s->faults, get_clock());
     read->ret = rwp_place_read(s, read->first, read->count, read->buf);
+    rwp_faults_reader(s->faults, 0);
     qemu_sem_post(&read->done);
 }
 

@@ -14,6 +14,9 @@
  * A failed read is tried again for as long as it takes, and gives its turn
  * to others between two tries.  It never becomes data.
  *
+ * While somebody waits for a read, whoever does the reading, this looks now
+ * and then whether QEMU was told to end (see quit.c).
+ *
  * Invariant: from the start of a fetch to its end, its pages are FETCHING, by
  * it alone.
  *
@@ -36,6 +39,9 @@
 /* How often to look whether QEMU was told to end while somebody waits */
 #define WATCH_NS (250 * SCALE_MS)
 
+/* Entries of @waits before those that are over are looked for */
+#define MANY_WAITS 64
+
 /* Pause before a failed read is tried again; doubled each time */
 #define RETRY_MIN_NS (50 * SCALE_MS)
 #define RETRY_MAX_NS (10 * NANOSECONDS_PER_SECOND)
@@ -56,6 +62,12 @@ typedef struct Fetch {
 
 typedef QTAILQ_HEAD(, Fetch) FetchList;
 
+/* A thread touched a page that was FETCHING */
+typedef struct Wait {
+    uint64_t page;
+    int64_t start_ns;
+} Wait;
+
 struct RwpRefaults {
     /* Set once */
     RwpState *s;
@@ -74,8 +86,10 @@ struct RwpRefaults {
     RwpReadahead readahead;
 
     unsigned in_flight;     /* fetches; atomic, main loop waits for 0 */
+    GArray *waits;          /* Wait; some are over */
+    int64_t reader_ns;      /* since when another thread waits, or 0 */
     RwpQuit *quit;
-    QEMUTimer *watch;       /* runs while there are fetches, and then once */
+    QEMUTimer *watch;       /* runs while somebody waits, and then once */
     bool watching;
 };
 
@@ -296,15 +310,20 @@ static void queue_fetch(RwpRefaults *refaults, Fetch *fetch)
     }
 }
 
-static void start_fetch(RwpRefaults *refaults, Fetch *fetch)
+static void start_watch(RwpRefaults *refaults)
 {
-    QTAILQ_INSERT_TAIL(&refaults->fetches, fetch, age);
-    qatomic_inc(&refaults->in_flight);
     if (!refaults->watching) {
         refaults->watching = true;
         timer_mod_ns(refaults->watch,
                      qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + WATCH_NS);
     }
+}
+
+static void start_fetch(RwpRefaults *refaults, Fetch *fetch)
+{
+    QTAILQ_INSERT_TAIL(&refaults->fetches, fetch, age);
+    qatomic_inc(&refaults->in_flight);
+    start_watch(refaults);
     queue_fetch(refaults, fetch);
 }
 
@@ -375,13 +394,40 @@ void rwp_refaults_fetch(RwpRefaults *refaults, uint64_t page,
     read_ahead(refaults, page, start_ns);
 }
 
+static void forget_waits(RwpRefaults *refaults)
+{
+    for (guint i = refaults->waits->len; i-- > 0;) {
+        Wait *wait = &g_array_index(refaults->waits, Wait, i);
+
+        if (rwp_pages_get(refaults->s->pages, wait->page) !=
+            RWP_PAGE_FETCHING) {
+            g_array_remove_index_fast(refaults->waits, i);
+        }
+    }
+}
+
 void rwp_refaults_wait(RwpRefaults *refaults, uint64_t page, uint32_t tid,
                        int64_t start_ns)
 {
+    Wait wait = { .page = page, .start_ns = start_ns };
+
+    if (refaults->waits->len >= MANY_WAITS) {
+        forget_waits(refaults);
+    }
+    g_array_append_val(refaults->waits, wait);
+    start_watch(refaults);
     read_ahead(refaults, page, start_ns);
     if (rwp_quit_phase(refaults->quit) != RWP_QUIT_NO &&
         rwp_quit_waiter(refaults->quit, page, tid)) {
         rwp_place_zero(refaults->s, page, RWP_PAGE_LIVE);
+    }
+}
+
+void rwp_refaults_reader(RwpRefaults *refaults, int64_t since_ns)
+{
+    refaults->reader_ns = since_ns;
+    if (since_ns) {
+        start_watch(refaults);
     }
 }
 
@@ -394,20 +440,35 @@ static void retry_bh(void *opaque)
     aio_wait_kick();
 }
 
+/* Since when somebody has been waiting for a read, or INT64_MAX */
+static int64_t waiting_since(RwpRefaults *refaults)
+{
+    Fetch *oldest = QTAILQ_FIRST(&refaults->fetches);
+    int64_t since = oldest ? oldest->start_ns : INT64_MAX;
+
+    for (guint i = 0; i < refaults->waits->len; i++) {
+        since = MIN(since,
+                    g_array_index(refaults->waits, Wait, i).start_ns);
+    }
+    return MIN(since, refaults->reader_ns ?: INT64_MAX);
+}
+
 /* QEMU may have been told to end while a thread waits for a page */
 static void watch(void *opaque)
 {
     RwpRefaults *refaults = opaque;
-    Fetch *oldest = QTAILQ_FIRST(&refaults->fetches);
-    int64_t wait_ns = oldest ? get_clock() - oldest->start_ns : 0;
+    int64_t since;
+    bool waiting;
 
-    if (rwp_quit_watch(refaults->quit, wait_ns)) {
+    forget_waits(refaults);
+    since = waiting_since(refaults);
+    waiting = since != INT64_MAX;
+    if (rwp_quit_watch(refaults->quit, waiting ? get_clock() - since : 0)) {
         wake_sleepers(refaults, INT64_MAX);
     }
-    refaults->watching = oldest || rwp_quit_any_stuck(refaults->quit);
-    if (refaults->watching) {
-        timer_mod_ns(refaults->watch,
-                     qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + WATCH_NS);
+    refaults->watching = false;
+    if (waiting || rwp_quit_any_stuck(refaults->quit)) {
+        start_watch(refaults);
     }
 }
 
@@ -425,6 +486,7 @@ RwpRefaults *rwp_refaults_new(RwpState *s)
     QTAILQ_INIT(&refaults->fetches);
     refaults->retry = aio_timer_new(s->fault_ctx, QEMU_CLOCK_REALTIME,
                                     SCALE_NS, retry_timer, refaults);
+    refaults->waits = g_array_new(false, false, sizeof(Wait));
     refaults->quit = rwp_quit_new(s->id);
     refaults->watch = aio_timer_new(s->fault_ctx, QEMU_CLOCK_REALTIME,
                                     SCALE_NS, watch, refaults);
@@ -450,6 +512,7 @@ void rwp_refaults_free(RwpRefaults *refaults)
     timer_free(refaults->watch);
     timer_free(refaults->retry);
     rwp_quit_free(refaults->quit);
+    g_array_free(refaults->waits, true);
     for (unsigned i = 0; i < refaults->nb_buffers; i++) {
         qemu_vfree(refaults->buffers[i]);
     }

@@ -45,6 +45,9 @@ void rwp_refaults_fetch(RwpRefaults *refaults, uint64_t page,
 void rwp_refaults_wait(RwpRefaults *refaults, uint64_t page, uint32_t tid,
                        int64_t start_ns);
 
+/** rwp_refaults_reader: as rwp_faults_reader(). */
+void rwp_refaults_reader(RwpRefaults *refaults, int64_t since_ns);
+
 /** rwp_refaults_retry: try failed reads again now.  Context: any thread. */
 void rwp_refaults_retry(RwpRefaults *refaults);
 

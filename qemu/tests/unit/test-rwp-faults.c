@@ -13,6 +13,7 @@
 #include "qapi/error.h"
 #include "block/block.h"
 #include "system/rwp/fault.h"
+#include "system/rwp/peek.h"
 #include "system/rwp/registry.h"
 #include "system/rwp/scan.h"
 #include "rwp-rig.h"
@@ -373,11 +374,8 @@ static void quit_other(const RigKind *kind, bool heard)
     RIG_WAIT(false);
 }
 
-static void expect_end(const RigKind *kind, bool heard)
+static void expect_end(void)
 {
-    if (g_test_subprocess()) {
-        quit_other(kind, heard);
-    }
     g_test_trap_subprocess(NULL, FAKE_TIMEOUT_MS * 1000LL, 0);
     g_test_trap_assert_failed();
     g_test_trap_assert_stderr("*a thread waits for memory that the store "
@@ -386,12 +384,71 @@ static void expect_end(const RigKind *kind, bool heard)
 
 static void test_quit_other(const RigKind *kind)
 {
-    expect_end(kind, true);
+    if (g_test_subprocess()) {
+        quit_other(kind, true);
+    }
+    expect_end();
 }
 
 static void test_quit_unheard(const RigKind *kind)
 {
-    expect_end(kind, false);
+    if (g_test_subprocess()) {
+        quit_other(kind, false);
+    }
+    expect_end();
+}
+
+/* The store does not answer, and it was not the touch that asked it */
+static void quit_silent_job(const RigKind *kind)
+{
+    Rig *rig = rig_new_evicted(kind, 10, 0);
+
+    fake_store_close_gate(FAKE_STORE_READ);
+    rig_add_range(rig, 0, 10);
+    rig_fetch(rig);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 1);
+    fake_touch_start(5, 0);
+    RIG_WAIT(fake_idle());
+    qatomic_set(&fake_system.shutdown, SHUTDOWN_CAUSE_HOST_SIGNAL);
+    RIG_WAIT(false);
+}
+
+static void test_quit_silent_job(const RigKind *kind)
+{
+    if (g_test_subprocess()) {
+        quit_silent_job(kind);
+    }
+    expect_end();
+}
+
+static void *peek_thread(void *opaque)
+{
+    uint8_t *data = NULL;
+
+    rwp_peek(opaque, 5 * FAKE_PAGE_SIZE, FAKE_PAGE_SIZE, &data);
+    return NULL;
+}
+
+/* The same for who reads all memory without touching it */
+static void quit_silent_peek(const RigKind *kind)
+{
+    Rig *rig = rig_new_evicted(kind, 10, 0);
+    QemuThread thread;
+
+    fake_store_close_gate(FAKE_STORE_READ);
+    qemu_thread_create(&thread, "peek", peek_thread, rig->s,
+                       QEMU_THREAD_DETACHED);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 1);
+    qatomic_set(&fake_system.shutdown, SHUTDOWN_CAUSE_HOST_SIGNAL);
+    RIG_WAIT(false);
+}
+
+static void test_quit_silent_peek(const RigKind *kind)
+{
+    if (g_test_subprocess()) {
+        quit_silent_peek(kind);
+    }
+    expect_end();
 }
 
 /* Whoever drains may be waiting for the thread that waits for the page */
@@ -618,6 +675,9 @@ static void add_tests(void)
     rig_add("quit/closed", test_quit_closed);
     rig_add("quit/other", test_quit_other);
     rig_add("quit/unheard", test_quit_unheard);
+    /* These take ten seconds each, and what they do is not the kind's */
+    rig_add_stays("quit/silent-job", test_quit_silent_job);
+    rig_add_stays("quit/silent-peek", test_quit_silent_peek);
     rig_add("fault/drained", test_drained);
     rig_add("fault/spurious", test_spurious);
     rig_add("fetch/basic", test_fetch_job);

@@ -109,6 +109,11 @@ void rwp_server_stop(RwpServer *server)
     g_free(server);
 }
 
+void rwp_server_freeze(RwpServer *server)
+{
+    g_assert_cmpint(kill(server->pid, SIGSTOP), ==, 0);
+}
+
 void rwp_server_fail(const char *dir, bool fail)
 {
     g_autofree char *path = g_build_filename(dir, "fail", NULL);

@@ -38,6 +38,9 @@ RwpServer *rwp_server_start(RwpServerType type, const char *dir,
 /** rwp_server_stop: kill the server and remove its socket. */
 void rwp_server_stop(RwpServer *server);
 
+/** rwp_server_freeze: let the server answer nothing, for good. */
+void rwp_server_freeze(RwpServer *server);
+
 /** rwp_server_fail: let nbdkit fail, or not. */
 void rwp_server_fail(const char *dir, bool fail);
 
