@@ -368,6 +368,7 @@ static void test_job(const void *variant)
 /* The store fails: so does the migration, and nothing else */
 static void test_store_fails(const void *variant)
 {
+    QDict *event;
     RWP_VM_TEST(variant, "",
                 "-blockdev driver=blkdebug,node-name=bad,image.driver=file,"
                 "image.filename=%s/store1,inject-error.0.event=none,"
@@ -377,7 +378,10 @@ static void test_store_fails(const void *variant)
     rwp_job(vm, RWP_EVICT("'target': 'bad', 'ranges': [ " RWP_RANGE " ]"),
             START, SIZE);
     expect_failure(vm, "nput/output error");
-    qtest_qmp_eventwait(vm->qts, "RWP_STORE_ERROR");
+    event = qtest_qmp_eventwait_ref(vm->qts, "RWP_STORE_ERROR");
+    g_assert_cmpstr(qdict_get_str(qdict_get_qdict(event, "data"),
+                                  "operation"), ==, "migrate");
+    qobject_unref(event);
     rwp_expect_state(vm, START, SIZE, "evicted");
     rwp_check(vm, START, SIZE, 1);
     rwp_vm_free(vm);

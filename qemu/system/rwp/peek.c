@@ -105,7 +105,7 @@ static int read_pages(RwpState *s, uint64_t first, uint64_t count,
     trace_rwp_peek_read(s->id, first, count, read.ret);
     if (read.ret < 0) {
         rwp_event_store_error(s->id, rwp_store_node_name(s->store),
-                              RWP_OPERATION_FETCH,
+                              RWP_OPERATION_MIGRATE,
                               rwp_state_page_bytes(s, first),
                               rwp_state_page_bytes(s, count), read.ret);
     }
