@@ -34,7 +34,7 @@ LIMIT = 120
 MIB = 1 << 20
 # For RWP_INJECT: a step left out, and a stay in the moment that it guards.
 # What takes luck without that takes hours on an emulated machine.
-MUTATIONS = {'skip-hold': 'delay-punch', 'skip-rescan': 'delay-stage',
+MUTATIONS = {'skip-trap': 'delay-punch', 'skip-unmap': 'delay-stage',
              'early-wake': 'delay-punch'}
 
 sys.path.insert(0, os.path.join(TOP, 'build', 'src', 'qemu', 'python'))
@@ -264,7 +264,7 @@ class GuestVM:
                 report += [read_words(os.path.join(task, name))
                            for name in ('comm', 'wchan', 'stack', 'stat')]
             time.sleep(1)
-        # Faults that nobody has read yet, and all; and whether it is a hold
+        # Faults that nobody has read yet, and all
         for path in glob.glob(f'{proc}/fd/*'):
             if 'userfaultfd' in read_link(path):
                 report.append(read_words(path.replace('/fd/', '/fdinfo/')))

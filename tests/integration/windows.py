@@ -54,7 +54,6 @@ WINDOWS = (
     ('move', 'delay-fetch', delayed_fetches),
     ('punch', 'delay-claim', lambda info: info['evict']['cancelled']),
     ('punch', 'delay-stage', lambda info: info['evict']['cancelled']),
-    ('punch', 'delay-hold', lambda info: info['evict']['cancelled']),
     ('punch', 'delay-punch', lambda info: info['fetch']['fault']),
     ('punch', 'delay-wake', lambda info: info['fetch']['fault']),
     ('punch', 'delay-fetch', delayed_fetches),

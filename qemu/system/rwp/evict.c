@@ -116,15 +116,14 @@ static int coroutine_fn batch_task(AioTask *task)
         /* Now, because pages that are mapped twice take longer to remove */
         rwp_stage_put(s, batch);
         if (ret == 0) {
-            ret = rwp_stage_commit(s, batch);
-        }
-        if (ret < 0) {
+            rwp_stage_commit(s, batch);
+        } else {
             rwp_stage_give_up(s, batch);
         }
     } else {
         rwp_stage_end_moved(s, batch, ret == 0);
     }
-    rwp_batch_remove(&s->batches, batch);
+    rwp_stage_end(s, batch);
     if (!s->mem->pager->stays) {
         rwp_stage_put(s, batch);
     }

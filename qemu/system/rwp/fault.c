@@ -7,9 +7,9 @@
  * message says of the page may be outdated when it is read, so the page's
  * state alone decides (see pages.h):
  *
- *   LIVE           the page is in memory and a hold is on: admit.  Or it
- *                  was never used, in a chunk in which missing pages trap:
- *                  zero it
+ *   LIVE           the page is in memory, but has no page table entry, and
+ *                  pages near it are being evicted: admit.  Or it was never
+ *                  used, in a chunk in which missing pages trap: zero it
  *   STAGED         take it from the evictor: admit, or give it back
  *   LEAVING        the evictor is about to decide, and will wake
  *   ZERO           zero it

@@ -15,14 +15,13 @@
 #define DELAY_NS (20 * SCALE_MS)
 
 static const char *const names[RWP_INJECT__MAX] = {
-    [RWP_INJECT_SKIP_HOLD] = "skip-hold",
-    [RWP_INJECT_SKIP_RESCAN] = "skip-rescan",
+    [RWP_INJECT_SKIP_TRAP] = "skip-trap",
+    [RWP_INJECT_SKIP_UNMAP] = "skip-unmap",
     [RWP_INJECT_EARLY_WAKE] = "early-wake",
     [RWP_INJECT_IGNORE_PINS] = "ignore-pins",
     [RWP_INJECT_TRUST_EAGAIN] = "trust-eagain",
     [RWP_INJECT_DELAY_CLAIM] = "delay-claim",
     [RWP_INJECT_DELAY_STAGE] = "delay-stage",
-    [RWP_INJECT_DELAY_HOLD] = "delay-hold",
     [RWP_INJECT_DELAY_PUNCH] = "delay-punch",
     [RWP_INJECT_DELAY_WAKE] = "delay-wake",
     [RWP_INJECT_DELAY_FETCH] = "delay-fetch",

@@ -19,18 +19,17 @@
 
 typedef enum RwpInject {
     /* Steps to leave out */
-    RWP_INJECT_SKIP_HOLD,       /* "skip-hold": commit without a hold */
-    RWP_INJECT_SKIP_RESCAN,     /* "skip-rescan": commit without a scan */
-    RWP_INJECT_EARLY_WAKE,      /* "early-wake": release before removing */
+    RWP_INJECT_SKIP_TRAP,       /* "skip-trap": for pages in memory */
+    RWP_INJECT_SKIP_UNMAP,      /* "skip-unmap": evict pages that are mapped */
+    RWP_INJECT_EARLY_WAKE,      /* "early-wake": admit before removing */
     RWP_INJECT_IGNORE_PINS,     /* "ignore-pins": of memory mapped for DMA */
     RWP_INJECT_TRUST_EAGAIN,    /* "trust-eagain": of a copy, as success */
 
     /* Windows to stretch */
     RWP_INJECT_DELAY_CLAIM,     /* "delay-claim": claimed, not yet taken */
     RWP_INJECT_DELAY_STAGE,     /* "delay-stage": taken, not yet written */
-    RWP_INJECT_DELAY_HOLD,      /* "delay-hold": on hold, before the scan */
-    RWP_INJECT_DELAY_PUNCH,     /* "delay-punch": scanned, not yet removed */
-    RWP_INJECT_DELAY_WAKE,      /* "delay-wake": released, not yet woken */
+    RWP_INJECT_DELAY_PUNCH,     /* "delay-punch": decided, not yet removed */
+    RWP_INJECT_DELAY_WAKE,      /* "delay-wake": removed, not yet woken */
     RWP_INJECT_DELAY_FETCH,     /* "delay-fetch": read, not yet in place */
 
     /* Errors to return */

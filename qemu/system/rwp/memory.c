@@ -322,6 +322,14 @@ int rwp_memory_rearm(RwpMemory *mem, uint64_t first, uint64_t count,
                          -ENOTSUP;
 }
 
+int rwp_memory_unmap(RwpMemory *mem, uint64_t first, uint64_t count)
+{
+    void *addr = (void *)(uintptr_t)rwp_memory_host(mem, first);
+
+    return madvise(addr, count * mem->page_size, MADV_DONTNEED) < 0 ?
+           -errno : 0;
+}
+
 int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count)
 {
     struct uffdio_range range = {

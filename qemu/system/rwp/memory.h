@@ -189,6 +189,14 @@ int rwp_memory_rearm(RwpMemory *mem, uint64_t first, uint64_t count,
                      RwpRunFunc *fn, void *opaque);
 
 /**
+ * rwp_memory_unmap: take the page table entries of pages of a memfd away.
+ *
+ * The pages stay where they are, and are mapped again by the next access,
+ * unless that traps.
+ */
+int rwp_memory_unmap(RwpMemory *mem, uint64_t first, uint64_t count);
+
+/**
  * rwp_memory_wake: let those who wait for one of the pages try again.
  */
 int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count);

@@ -36,7 +36,7 @@ struct RwpPagerOps {
 
     /*
      * True if the original stays in place while it is staged, so that
-     * removing it needs a hold of the tracker.
+     * removing it needs a trap of the tracker.
      */
     bool stays;
 

@@ -64,57 +64,6 @@ typedef struct Run {
     uint64_t count;
 } Run;
 
-typedef struct ScanTouched {
-    RwpState *s;
-    RwpRunFunc *fn;
-    void *opaque;
-} ScanTouched;
-
-static void cancel_staged(void *opaque, uint64_t first, uint64_t count)
-{
-    ScanTouched *scan = opaque;
-    RwpState *s = scan->s;
-
-    /* If the original was moved aside it cannot have been touched */
-    if (s->mem->pager->stays && rwp_pages_chunk_away(s->pages, first)) {
-        for (uint64_t i = 0; i < count; i++) {
-            if (rwp_pages_move(s->pages, first + i, RWP_PAGE_STAGED,
-                               RWP_PAGE_LIVE)) {
-                stat64_add(&s->stats.evict_cancelled, 1);
-                trace_rwp_evict_cancelled(s->id, first + i);
-            }
-        }
-    }
-    scan->fn(scan->opaque, first, count);
-}
-
-int rwp_scan_touched(RwpState *s, uint64_t first, uint64_t count,
-                     RwpRunFunc *fn, void *opaque)
-{
-    ScanTouched scan = { .s = s, .fn = fn, .opaque = opaque };
-
-    return s->mem->tracker->scan(s->mem, first, count, cancel_staged, &scan);
-}
-
-/*
- * As rwp_scan_touched(), and what is reported is armed again.  -ENOTSUP if
- * that cannot be done in one step.
- */
-static int rearm_touched(RwpState *s, uint64_t first, uint64_t count,
-                         RwpRunFunc *fn, void *opaque)
-{
-    const RwpTrackerOps *tracker = s->mem->tracker;
-    ScanTouched scan = { .s = s, .fn = fn, .opaque = opaque };
-    int ret = tracker->rearm ? tracker->rearm(s->mem, first, count,
-                                              cancel_staged, &scan) : -ENOTSUP;
-
-    if (ret < 0 && ret != -ENOTSUP) {
-        /* Any page may have been touched, and look as if it had not been */
-        cancel_staged(&scan, first, count);
-    }
-    return ret;
-}
-
 static void add_run(void *opaque, uint64_t first, uint64_t count)
 {
     Touched *touched = opaque;
@@ -188,6 +137,7 @@ static int scan_chunk(RwpScanner *scanner, uint64_t chunk, bool begin,
                       Touched *touched, RwpCycleStats *stats)
 {
     RwpState *s = scanner->s;
+    const RwpTrackerOps *tracker = s->mem->tracker;
     uint64_t count;
     uint64_t first = rwp_memory_chunk(s->mem, chunk, &count);
     int64_t start_ns = get_clock();
@@ -196,10 +146,11 @@ static int scan_chunk(RwpScanner *scanner, uint64_t chunk, bool begin,
     int ret;
 
     g_array_set_size(touched->runs, 0);
-    ret = rearm_touched(s, first, count, add_run, touched);
+    ret = tracker->rearm ? tracker->rearm(s->mem, first, count, add_run,
+                                          touched) : -ENOTSUP;
     armed = ret != -ENOTSUP;
     if (!armed) {
-        ret = rwp_scan_touched(s, first, count, add_run, touched);
+        ret = tracker->scan(s->mem, first, count, add_run, touched);
     }
     if (ret < 0) {
         return ret;

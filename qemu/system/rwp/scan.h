@@ -48,15 +48,4 @@ uint32_t rwp_scanner_interval(RwpScanner *scanner);
 /** rwp_scanner_stats: copy figures to @stats.  Any thread. */
 void rwp_scanner_stats(RwpScanner *scanner, RwpCycleStats *stats);
 
-/**
- * rwp_scan_touched: report pages that were accessed since they were armed.
- *
- * Pages that are staged for eviction are cancelled before @fn sees them.
- * Whoever arms pages must have passed them through here in the same
- * stretch without a yield: a page that is staged, touched and armed again
- * would look as if it had not been touched.  Context: work thread.
- */
-int rwp_scan_touched(RwpState *s, uint64_t first, uint64_t count,
-                     RwpRunFunc *fn, void *opaque);
-
 #endif

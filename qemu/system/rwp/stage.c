@@ -6,22 +6,32 @@
  * If the original of a page stays in place while its content is written
  * (pager punch):
  *
- *   stage    with nothing blocked: the pages are armed.  The caller writes
- *            their content to the store.  That is a guess.
- *   commit   in windows of some pages: hold; scan: pages that were touched
- *            since they were armed are given up; remove the others;
- *            release; wake.  No I/O.
+ *   stage    the pages are claimed, and lose their page table entries.  Then
+ *            the caller writes their content to the store.  That is a guess.
+ *   commit   in windows of some pages: decide; remove the pages that nobody
+ *            touched; wake.  No I/O.
  *
- * A write to the page after it was armed is either seen by the scan, or
- * comes after the beginning of the hold and then waits: so no write is
- * lost if the scan is done within the hold, the removal is done before the
- * release, and nobody else arms a page in between without looking whether
- * it was touched (rwp_scan_touched()).
+ * The chunk traps from before the claim to after the commit: an access to a
+ * page that has no entry sends a message, whatever the tracker is.  The fault
+ * service takes the page from us then (STAGED -> FETCHING -> LIVE) and maps
+ * it, or lets the thread wait, if the page is about to be removed (LEAVING).
+ * So a page that is STAGED at the commit was not touched since it lost its
+ * entry, and what was read of it after that is its content.
+ *
+ * That an entry is there is no evidence of anything, and that it is gone
+ * neither: the host kernel takes entries away as it likes (see tracker.h).
+ * That does no harm here, because it does not put any in place without being
+ * asked to: it does not map neighbours of a page in memory that is registered
+ * for minor faults.  The fault service does, for pages that nobody evicts.  So
+ * the entry is taken away after the page was claimed, and the content is read
+ * after that.
  *
  * If the original is moved aside (pager move), the move is the commit.
  *
  * Memory that is mapped for DMA is neither staged nor removed: the host
- * kernel could write to it without being seen by any of this.
+ * kernel can write to it without any access that traps, if it looked the page
+ * up before that lost its entry.  Whoever maps memory says so before, so what
+ * counts is whether it is mapped after that.
  *
  * The guest may write to what the store is being given, as it may to the
  * buffers of its own requests, so block drivers put up with it.  The page was
@@ -53,9 +63,9 @@
 #define TAKE_BACK_POLL_NS 20000
 
 /*
- * How long a commit window shall last.  To hold and to release takes some
- * 10 us, to remove a page 0.3 us; windows are made longer or shorter until
- * they fit.
+ * How long a commit window shall last, in which those wait who touch one of its
+ * pages.  To remove a page takes 0.3 us; windows are made longer or shorter
+ * until they fit.
  */
 #define WINDOW_NS (100 * SCALE_US)
 #define WINDOW_PAGES_MIN 32
@@ -64,6 +74,7 @@
 typedef struct RunContext {
     RwpState *s;
     RwpBatch *batch;
+    int ret;
 } RunContext;
 
 /* Calls @fn for runs of wanted pages among the numbers [@pos, @end) */
@@ -86,38 +97,33 @@ static void unwant_run(void *opaque, uint64_t first, uint64_t count)
     bitmap_clear(batch->wanted, first - batch->first, count);
 }
 
-typedef struct Rearm {
-    RwpState *s;
-    int ret;
-} Rearm;
-
 /* Pages that are evicted though they were touched not long ago */
-static void rearm_run(void *opaque, uint64_t first, uint64_t count)
+static void forced_run(void *opaque, uint64_t first, uint64_t count)
 {
-    Rearm *rearm = opaque;
-    RwpState *s = rearm->s;
-    int ret;
+    RunContext *context = opaque;
+    RwpState *s = context->s;
 
     if (rwp_scanner_running(s->scanner)) {
         rwp_ages_touch(s->ages, first, count);
     }
-    ret = s->mem->tracker->arm(s->mem, first, count);
-    if (ret < 0) {
-        rearm->ret = ret;
+    if (!s->mem->pager->stays) {
+        int ret = s->mem->tracker->arm(s->mem, first, count);
+
+        if (ret < 0) {
+            context->ret = ret;
+        }
     }
 }
 
-/*
- * Have every wanted page armed: touched ones are not wanted any more, or
- * armed again, if @force.
- */
-static int arm_wanted(RwpState *s, RwpBatch *batch, bool force)
+/* Pages that were touched are not wanted any more, unless @force */
+static int look_at_touched(RwpState *s, RwpBatch *batch, bool force)
 {
-    Rearm rearm = { .s = s };
+    RunContext context = { .s = s };
 
-    return rwp_scan_touched(s, batch->first, batch->count,
-                            force ? rearm_run : unwant_run,
-                            force ? (void *)&rearm : batch) ?: rearm.ret;
+    return s->mem->tracker->scan(s->mem, batch->first, batch->count,
+                                 force ? forced_run : unwant_run,
+                                 force ? (void *)&context : batch) ?:
+           context.ret;
 }
 
 /*
@@ -234,6 +240,61 @@ static void look_at_content(RwpState *s, RwpBatch *batch)
     }
 }
 
+static void unmap_run(void *opaque, uint64_t first, uint64_t count)
+{
+    RunContext *context = opaque;
+    int ret = rwp_memory_unmap(context->s->mem, first, count);
+
+    if (ret < 0) {
+        context->ret = ret;
+    }
+}
+
+/* Claimed pages lose their page table entries */
+static int unmap_wanted(RwpState *s, RwpBatch *batch)
+{
+    RunContext context = { .s = s };
+
+    if (s->mem->pager->stays && !rwp_inject(RWP_INJECT_SKIP_UNMAP)) {
+        foreach_wanted_run(batch, 0, batch->count, unmap_run, &context);
+    }
+    return context.ret;
+}
+
+/* Give up what is mapped for DMA */
+static void leave_pinned(RwpState *s, RwpBatch *batch)
+{
+    if (!rwp_guard_pinned(s, batch->first / s->mem->chunk_pages)) {
+        return;
+    }
+    for (uint64_t i = find_first_bit(batch->wanted, batch->count);
+         i < batch->count;
+         i = find_next_bit(batch->wanted, batch->count, i + 1)) {
+        if (rwp_pages_move(s->pages, batch->first + i, RWP_PAGE_STAGED,
+                           RWP_PAGE_LIVE)) {
+            stat64_add(&s->stats.evict_busy, 1);
+        }
+    }
+    bitmap_zero(batch->wanted, batch->count);
+}
+
+/* If there is no other batch in the chunk, pages in memory need not trap */
+static void relax(RwpState *s, RwpBatch *batch)
+{
+    RwpMemory *mem = s->mem;
+    uint64_t chunk = batch->first / mem->chunk_pages;
+    uint64_t count;
+    uint64_t first = rwp_memory_chunk(mem, chunk, &count);
+
+    if (mem->tracker->relax &&
+        !rwp_batch_overlaps(&s->batches, first, count)) {
+        int ret = mem->tracker->relax(mem, chunk);
+
+        /* If it fails, touches cost more there until the next time */
+        trace_rwp_evict_relax(s->id, chunk, ret);
+    }
+}
+
 int rwp_stage(RwpState *s, RwpBatch *batch, bool force)
 {
     RwpMemory *mem = s->mem;
@@ -245,12 +306,9 @@ int rwp_stage(RwpState *s, RwpBatch *batch, bool force)
     if (ret < 0) {
         return ret;
     }
-    ret = keep_huge(s, batch);
+    ret = keep_huge(s, batch) ?: look_at_touched(s, batch, force);
     if (ret < 0) {
-        return ret;
-    }
-    ret = arm_wanted(s, batch, force);
-    if (ret < 0) {
+        relax(s, batch);
         return ret;
     }
     if (rwp_guard_pinned(s, chunk)) {
@@ -260,8 +318,16 @@ int rwp_stage(RwpState *s, RwpBatch *batch, bool force)
     }
     claim(s, batch, mem->pager->stays ? RWP_PAGE_STAGED : RWP_PAGE_LEAVING);
     rwp_batch_add(&s->batches, batch);
+    ret = unmap_wanted(s, batch);
+    if (ret < 0) {
+        rwp_stage_give_up(s, batch);
+        rwp_stage_end(s, batch);
+        return ret;
+    }
     rwp_inject_delay(RWP_INJECT_DELAY_CLAIM);
-    if (!mem->pager->stays) {
+    if (mem->pager->stays) {
+        leave_pinned(s, batch);
+    } else {
         foreach_wanted_run(batch, 0, batch->count, take_run, &context);
         /* Who touched a page while it was being moved waits for this */
         rwp_memory_wake(mem, batch->first, batch->count);
@@ -322,10 +388,6 @@ static RwpPage evicted_state(RwpBatch *batch, uint64_t i)
     return test_bit(i, batch->zero) ? RWP_PAGE_ZERO : RWP_PAGE_EVICTED;
 }
 
-static void ignore_run(void *opaque, uint64_t first, uint64_t count)
-{
-}
-
 /* The LEAVING page number @i of @batch was removed, or stays as @state says */
 static void removed(RwpState *s, RwpBatch *batch, uint64_t i, RwpPage state)
 {
@@ -366,71 +428,55 @@ static void remove_run(void *opaque, uint64_t first, uint64_t count)
     }
 }
 
-/*
- * Within a hold: remove the wanted pages among the numbers [@pos, @end) that
- * were not touched.
- */
-static int remove_untouched(RwpState *s, RwpBatch *batch, uint64_t pos,
-                            uint64_t end)
+/* Let accesses to pages that are LEAVING proceed, which must not be */
+static void admit_run(void *opaque, uint64_t first, uint64_t count)
+{
+    RwpMemory *mem = opaque;
+
+    for (uint64_t page = first; page < first + count; page++) {
+        mem->tracker->admit(mem, page);
+    }
+}
+
+/* Remove the wanted pages among the numbers [@pos, @end) */
+static void remove_untouched(RwpState *s, RwpBatch *batch, uint64_t pos,
+                             uint64_t end)
 {
     RunContext context = { .s = s, .batch = batch };
     bool pinned = rwp_guard_pinned(s, batch->first / s->mem->chunk_pages);
-    int ret = 0;
 
-    if (!rwp_inject(RWP_INJECT_SKIP_RESCAN)) {
-        ret = rwp_scan_touched(s, batch->first + pos, end - pos, ignore_run,
-                               NULL);
-    }
     for (uint64_t i = find_next_bit(batch->wanted, end, pos); i < end;
          i = find_next_bit(batch->wanted, end, i + 1)) {
         uint64_t page = batch->first + i;
 
-        if ((ret < 0 || pinned) &&
+        if (pinned &&
             rwp_pages_move(s->pages, page, RWP_PAGE_STAGED, RWP_PAGE_LIVE)) {
             stat64_add(&s->stats.evict_busy, 1);
         }
         if (!rwp_pages_move(s->pages, page, RWP_PAGE_STAGED,
                             RWP_PAGE_LEAVING)) {
-            /* Touched: the scan or the fault service cancelled it */
+            /* Touched: the fault service has it */
             clear_bit(i, batch->wanted);
         }
     }
     if (rwp_inject(RWP_INJECT_EARLY_WAKE)) {
-        s->mem->tracker->release(s->mem,
-                                 batch->first / s->mem->chunk_pages);
-        rwp_memory_wake(s->mem, batch->first + pos, end - pos);
-        g_usleep(1000);
+        foreach_wanted_run(batch, pos, end, admit_run, s->mem);
     }
     rwp_inject_delay(RWP_INJECT_DELAY_PUNCH);
     foreach_wanted_run(batch, pos, end, remove_run, &context);
-    return ret;
 }
 
 /* One commit window, for the pages number [@pos, @end) of @batch */
-static int commit_window(RwpState *s, RwpBatch *batch, uint64_t pos,
-                         uint64_t end)
+static void commit_window(RwpState *s, RwpBatch *batch, uint64_t pos,
+                          uint64_t end)
 {
-    RwpMemory *mem = s->mem;
-    uint64_t chunk = batch->first / mem->chunk_pages;
-    bool skip_hold = rwp_inject(RWP_INJECT_SKIP_HOLD);
     int64_t start_ns = get_clock();
     int64_t ns;
-    int ret = 0, release_ret = 0;
 
-    if (!skip_hold) {
-        ret = mem->tracker->hold(mem, chunk);
-        if (ret < 0) {
-            return ret;
-        }
-    }
-    rwp_inject_delay(RWP_INJECT_DELAY_HOLD);
-    ret = remove_untouched(s, batch, pos, end);
-    if (!skip_hold) {
-        release_ret = mem->tracker->release(mem, chunk);
-    }
+    remove_untouched(s, batch, pos, end);
     ns = get_clock() - start_ns;
     rwp_inject_delay(RWP_INJECT_DELAY_WAKE);
-    rwp_memory_wake(mem, batch->first + pos, end - pos);
+    rwp_memory_wake(s->mem, batch->first + pos, end - pos);
 
     if (ns > WINDOW_NS) {
         s->window_pages = MAX(s->window_pages / 2, WINDOW_PAGES_MIN);
@@ -440,25 +486,22 @@ static int commit_window(RwpState *s, RwpBatch *batch, uint64_t pos,
     stat64_add(&s->stats.commits, 1);
     stat64_add(&s->stats.commit_total_ns, ns);
     stat64_max(&s->stats.commit_max_ns, ns);
-    trace_rwp_evict_commit(s->id, batch->first + pos, end - pos, ns, ret);
-    return ret < 0 ? ret : release_ret;
+    trace_rwp_evict_commit(s->id, batch->first + pos, end - pos, ns);
 }
 
-int rwp_stage_commit(RwpState *s, RwpBatch *batch)
+void rwp_stage_commit(RwpState *s, RwpBatch *batch)
 {
     uint64_t pos = find_first_bit(batch->wanted, batch->count);
-    int ret = 0;
 
-    while (pos < batch->count && ret == 0) {
+    while (pos < batch->count) {
         uint64_t end;
 
         s->window_pages = MIN(MAX(s->window_pages, WINDOW_PAGES_MIN),
                               RWP_BATCH_BYTES / qemu_real_host_page_size());
         end = MIN(pos + s->window_pages, batch->count);
-        ret = commit_window(s, batch, pos, end);
+        commit_window(s, batch, pos, end);
         pos = find_next_bit(batch->wanted, batch->count, end);
     }
-    return ret;
 }
 
 void rwp_stage_give_up(RwpState *s, RwpBatch *batch)
@@ -512,6 +555,8 @@ static bool end_moved_page(RwpState *s, RwpBatch *batch, uint64_t i,
     trace_rwp_evict_give_back(s->id, page, ret);
     if (ret < 0 && ret != -EEXIST) {
         rwp_pages_finish(s->pages, page, RWP_PAGE_STAGED);
+        /* Who touched it tries again, for it may have been discarded */
+        rwp_memory_wake(s->mem, page, 1);
         return false;
     }
     rwp_pages_finish(s->pages, page, RWP_PAGE_LIVE);
@@ -530,4 +575,10 @@ void coroutine_fn rwp_stage_end_moved(RwpState *s, RwpBatch *batch,
             qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, TAKE_BACK_POLL_NS);
         }
     }
+}
+
+void rwp_stage_end(RwpState *s, RwpBatch *batch)
+{
+    rwp_batch_remove(&s->batches, batch);
+    relax(s, batch);
 }

@@ -17,10 +17,13 @@
  * @force: also pages that were touched since they were armed; otherwise
  *     those are not wanted any more
  *
- * Afterwards @batch is listed (rwp_batch_remove() is up to the caller), and
- * the wanted pages are STAGED.  Returns 0, or -errno with nothing done.
+ * Afterwards @batch is listed, and the wanted pages are STAGED, until
+ * rwp_stage_end().  Returns 0, or -errno with nothing done.
  */
 int rwp_stage(RwpState *s, RwpBatch *batch, bool force);
+
+/** rwp_stage_end: none of the pages of @batch is STAGED any more. */
+void rwp_stage_end(RwpState *s, RwpBatch *batch);
 
 /**
  * rwp_stage_take: have the content of the wanted pages in the buffer.
@@ -40,10 +43,9 @@ void coroutine_fn rwp_stage_put(RwpState *s, RwpBatch *batch);
 /**
  * rwp_stage_commit: remove the wanted pages that were not touched since.
  *
- * The content is in the store, and the originals stayed in place.  On
- * failure some may be STAGED still: rwp_stage_give_up().
+ * The content is in the store, and the originals stayed in place.
  */
-int rwp_stage_commit(RwpState *s, RwpBatch *batch);
+void rwp_stage_commit(RwpState *s, RwpBatch *batch);
 
 /** rwp_stage_give_up: the originals stayed in place and remain there. */
 void rwp_stage_give_up(RwpState *s, RwpBatch *batch);

@@ -5,7 +5,7 @@
  *
  * On a kernel that can move pages (Linux 6.8) but cannot tell which ones
  * are used, ranges that somebody else knows to be cold can still be
- * evicted, because moving a page needs no hold.
+ * evicted, because a page that was moved cannot be touched.
  */
 
 #include "qemu/osdep.h"
@@ -34,11 +34,6 @@ static int none_scan(RwpMemory *mem, uint64_t first, uint64_t count,
     return 0;
 }
 
-static int none_hold(RwpMemory *mem, uint64_t chunk)
-{
-    return -ENOTSUP;
-}
-
 static int none_admit(RwpMemory *mem, uint64_t page)
 {
     return rwp_memory_wake(mem, page, 1);
@@ -50,7 +45,5 @@ const RwpTrackerOps rwp_tracker_none = {
     .trap = none_trap,
     .arm = none_arm,
     .scan = none_scan,
-    .hold = none_hold,
-    .release = none_hold,
     .admit = none_admit,
 };

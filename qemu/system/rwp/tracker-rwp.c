@@ -5,20 +5,18 @@
  *
  * Arming protects resident pages against any access.  Normally the kernel
  * lifts the protection of a page by itself when it is accessed
- * (RWP_ASYNC), and a scan asks which protections are gone.  A hold turns
- * that off for the whole userfaultfd, so that each access to an armed page
- * sends a message.
+ * (RWP_ASYNC), and a scan asks which protections are gone.
  *
  * Pages of a memfd that are not mapped carry no protection.  They are
  * registered for minor faults too, from the first eviction in their chunk
- * on; without that, such a page could be mapped and written between the
- * scan of a hold and the removal of the page.
+ * on, so that each access to one sends a message.
  *
  * Needs Linux 7.3, or Linux 6.12 with linux-rwp.
  */
 
 #include "qemu/osdep.h"
 #include "uapi.h"
+#include "inject.h"
 #include "tracker.h"
 
 static uint64_t rwp_modes(RwpMemory *mem)
@@ -30,7 +28,7 @@ static int rwp_trap(RwpMemory *mem, uint64_t chunk)
 {
     uint64_t modes = UFFDIO_REGISTER_MODE_RWP | UFFDIO_REGISTER_MODE_MISSING;
 
-    if (mem->fd >= 0) {
+    if (mem->fd >= 0 && !rwp_inject(RWP_INJECT_SKIP_TRAP)) {
         modes |= UFFDIO_REGISTER_MODE_MINOR;
     }
     return mem->chunk_modes[chunk] == modes ? 0 :
@@ -65,23 +63,6 @@ static int rwp_scan(RwpMemory *mem, uint64_t first, uint64_t count,
                            fn, opaque);
 }
 
-static int rwp_set_mode(RwpMemory *mem, uint64_t enable, uint64_t disable)
-{
-    struct rwp_uffdio_set_mode arg = { .enable = enable, .disable = disable };
-
-    return ioctl(mem->uffd, RWP_UFFDIO_SET_MODE, &arg) < 0 ? -errno : 0;
-}
-
-static int rwp_hold(RwpMemory *mem, uint64_t chunk)
-{
-    return rwp_set_mode(mem, 0, UFFD_FEATURE_RWP_ASYNC);
-}
-
-static int rwp_release(RwpMemory *mem, uint64_t chunk)
-{
-    return rwp_set_mode(mem, UFFD_FEATURE_RWP_ASYNC, 0);
-}
-
 static int rwp_admit(RwpMemory *mem, uint64_t page)
 {
     /* Lifts the protection of a mapped page, and wakes */
@@ -103,7 +84,5 @@ const RwpTrackerOps rwp_tracker_rwp = {
     .arm = rwp_arm,
     .scan = rwp_scan,
     .rearm = rwp_memory_rearm,
-    .hold = rwp_hold,
-    .release = rwp_release,
     .admit = rwp_admit,
 };

@@ -11,19 +11,24 @@
  * (with WP_ASYNC, which makes the registration cost nothing else) or for
  * minor faults.
  *
- * A hold registers minor faults: an access to a page that is in the memfd
- * but not mapped sends a message then.  The kernel takes a registration
- * as done if it has all the modes that are asked for, and replaces the
- * modes otherwise.  So the mode changes from WP, or MISSING|WP, to
- * MISSING|MINOR and back to MISSING|WP, each in one step.
+ * While pages of a chunk are being evicted, it is registered for minor faults:
+ * each access to a page that is in the memfd but not mapped sends a message.
+ *
+ * The kernel takes a registration as done if it has all the modes that are
+ * asked for, and replaces the modes otherwise.  So the mode changes from WP,
+ * or MISSING|WP, to MISSING|MINOR and back to MISSING|WP, each in one step.
+ *
+ * A page that is being migrated has an entry that counts as swapped.  It was
+ * mapped before, and will be mapped again without a fault.  What is swapped
+ * out has none.
  *
  * Only for shared mappings of a memfd.  Needs Linux 6.7.
  */
 
 #include "qemu/osdep.h"
-#include <sys/mman.h>
 #include "qemu/bitmap.h"
 #include "uapi.h"
+#include "inject.h"
 #include "tracker.h"
 
 static uint64_t zap_modes(RwpMemory *mem)
@@ -33,42 +38,34 @@ static uint64_t zap_modes(RwpMemory *mem)
 
 static int zap_trap(RwpMemory *mem, uint64_t chunk)
 {
-    if (mem->chunk_modes[chunk] & UFFDIO_REGISTER_MODE_MISSING) {
+    uint64_t modes = UFFDIO_REGISTER_MODE_MISSING |
+                     (rwp_inject(RWP_INJECT_SKIP_TRAP) ?
+                      UFFDIO_REGISTER_MODE_WP : UFFDIO_REGISTER_MODE_MINOR);
+
+    return mem->chunk_modes[chunk] == modes ? 0 :
+           rwp_memory_register(mem, chunk, modes);
+}
+
+static int zap_relax(RwpMemory *mem, uint64_t chunk)
+{
+    /*
+     * Not if a page is left: minor faults are all that traps there.  Nor if
+     * the chunk does not trap any more at all.
+     */
+    if (test_bit(chunk, mem->left) ||
+        !(mem->chunk_modes[chunk] & UFFDIO_REGISTER_MODE_MINOR)) {
         return 0;
     }
     return rwp_memory_register(mem, chunk, UFFDIO_REGISTER_MODE_MISSING |
                                            UFFDIO_REGISTER_MODE_WP);
-}
-
-static int zap_arm(RwpMemory *mem, uint64_t first, uint64_t count)
-{
-    void *addr = (void *)(uintptr_t)rwp_memory_host(mem, first);
-
-    return madvise(addr, count * mem->page_size, MADV_DONTNEED) < 0 ?
-           -errno : 0;
 }
 
 static int zap_scan(RwpMemory *mem, uint64_t first, uint64_t count,
                     RwpRunFunc *fn, void *opaque)
 {
-    return rwp_memory_scan(mem, first, count, RWP_PAGE_IS_PRESENT,
+    return rwp_memory_scan(mem, first, count,
+                           RWP_PAGE_IS_PRESENT | RWP_PAGE_IS_SWAPPED,
                            fn, opaque);
-}
-
-static int zap_hold(RwpMemory *mem, uint64_t chunk)
-{
-    return rwp_memory_register(mem, chunk, UFFDIO_REGISTER_MODE_MISSING |
-                                           UFFDIO_REGISTER_MODE_MINOR);
-}
-
-static int zap_release(RwpMemory *mem, uint64_t chunk)
-{
-    if (test_bit(chunk, mem->left)) {
-        /* Minor faults are all that traps there; other pages are admitted */
-        return 0;
-    }
-    return rwp_memory_register(mem, chunk, UFFDIO_REGISTER_MODE_MISSING |
-                                           UFFDIO_REGISTER_MODE_WP);
 }
 
 const RwpTrackerOps rwp_tracker_zap = {
@@ -79,9 +76,8 @@ const RwpTrackerOps rwp_tracker_zap = {
                 UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_MINOR_HUGETLBFS,
     .modes = zap_modes,
     .trap = zap_trap,
-    .arm = zap_arm,
+    .relax = zap_relax,
+    .arm = rwp_memory_unmap,
     .scan = zap_scan,
-    .hold = zap_hold,
-    .release = zap_release,
     .admit = rwp_memory_continue,
 };

@@ -7,10 +7,11 @@
  * accessed.  An access to an armed page costs the accessing thread one
  * fault in the kernel, and nothing when the page is accessed again.
  *
- * During a hold, accesses to pages that are armed wait until they are
- * admitted one by one, or until they are woken after the release.  So a
- * page that a scan within a hold reports as not accessed cannot be
- * accessed unnoticed before the release.
+ * What a tracker knows of a page is in the page table, and the kernel can take
+ * the page's entry away at any time: when it reclaims memory, or splits or
+ * collapses a large folio of a file.  A page of a memfd without an entry may
+ * have been accessed or not.  That makes ages a little wrong, but is not good
+ * enough for removing pages; see stage.c.
  *
  * Locking: all operations run in the work thread of the backend, except
  * admit, which runs in the fault thread too.  Return values are 0 or
@@ -31,10 +32,17 @@ struct RwpTrackerOps {
     uint64_t (*modes)(RwpMemory *mem);
 
     /*
-     * From now on, accesses to pages of @chunk that are not in memory
-     * trap.  Cheap if that was so before.
+     * From now on, accesses to pages of @chunk trap that have no page table
+     * entry, be they in memory or not; those that are in memory until relax().
+     * Cheap if that was so before.
      */
     int (*trap)(RwpMemory *mem, uint64_t chunk);
+
+    /*
+     * Pages of @chunk that are in memory need not trap any more.  NULL if it
+     * costs nothing that they do.
+     */
+    int (*relax)(RwpMemory *mem, uint64_t chunk);
 
     /* Arm pages; those that are not in memory are left alone. */
     int (*arm)(RwpMemory *mem, uint64_t first, uint64_t count);
@@ -51,13 +59,10 @@ struct RwpTrackerOps {
     int (*rearm)(RwpMemory *mem, uint64_t first, uint64_t count,
                  RwpRunFunc *fn, void *opaque);
 
-    /* Begin and end a hold.  It may reach further than @chunk. */
-    int (*hold)(RwpMemory *mem, uint64_t chunk);
-    int (*release)(RwpMemory *mem, uint64_t chunk);
-
     /*
-     * Disarm a page and wake who waits for it.  -ENOENT: it is not in
-     * memory; who waits was woken.
+     * Let accesses to a page proceed: disarm it, map it if it has no entry,
+     * and wake who waits for it.  -ENOENT: it is not in memory; who waits was
+     * woken.
      */
     int (*admit)(RwpMemory *mem, uint64_t page);
 };

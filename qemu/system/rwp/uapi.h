@@ -32,13 +32,7 @@ struct rwp_uffdio_rwprotect {
     __u64 mode;
 };
 
-struct rwp_uffdio_set_mode {
-    __u64 enable;
-    __u64 disable;
-};
-
 #define RWP_UFFDIO_RWPROTECT    _IOWR(UFFDIO, 0x09, struct rwp_uffdio_rwprotect)
-#define RWP_UFFDIO_SET_MODE     _IOW(UFFDIO, 0x0A, struct rwp_uffdio_set_mode)
 
 struct rwp_page_region {
     __u64 start;

@@ -34,6 +34,7 @@ typedef struct FakeWaiter {
 typedef struct FakePage {
     bool present;
     bool armed;
+    bool unmapped;
 } FakePage;
 
 typedef struct FakeMemory {
@@ -42,7 +43,7 @@ typedef struct FakeMemory {
     RwpMemory *mem;
     FakePage pages[FAKE_NB_PAGES];
     bool trap[FAKE_NB_CHUNKS];
-    bool held[FAKE_NB_CHUNKS];
+    bool minor[FAKE_NB_CHUNKS];     /* pages that are not mapped trap, too */
     GArray *messages;
     QLIST_HEAD(, FakeWaiter) waiters;
     uint64_t max_take;

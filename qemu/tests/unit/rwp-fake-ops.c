@@ -8,6 +8,7 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "system/rwp/inject.h"
 #include "system/rwp/memory.h"
 #include "system/rwp/pager.h"
 #include "system/rwp/tracker.h"
@@ -116,7 +117,8 @@ static bool page_present(uint64_t page)
 
 static bool page_touched(uint64_t page)
 {
-    return fake.pages[page].present && !fake.pages[page].armed;
+    return fake.pages[page].present && !fake.pages[page].armed &&
+           !fake.pages[page].unmapped;
 }
 
 /* @arm: those that are reported are armed in the same moment */
@@ -197,6 +199,19 @@ static int tracker_trap(RwpMemory *mem, uint64_t chunk)
     if (ret == 0) {
         QEMU_LOCK_GUARD(&fake.lock);
         fake.trap[chunk] = true;
+        fake.minor[chunk] = !rwp_inject(RWP_INJECT_SKIP_TRAP);
+    }
+    return ret;
+}
+
+static int tracker_relax(RwpMemory *mem, uint64_t chunk)
+{
+    uint64_t count = FAKE_CHUNK_PAGES;
+    int ret = fake_call_begin(FAKE_RELAX, chunk * FAKE_CHUNK_PAGES, &count);
+
+    if (ret == 0) {
+        QEMU_LOCK_GUARD(&fake.lock);
+        fake.minor[chunk] = false;
     }
     return ret;
 }
@@ -228,30 +243,6 @@ static int tracker_rearm(RwpMemory *mem, uint64_t first, uint64_t count,
                                      true, fn, opaque) : -ENOTSUP;
 }
 
-static int set_hold(FakeCall call, uint64_t chunk, bool held)
-{
-    uint64_t first = chunk * FAKE_CHUNK_PAGES, count = FAKE_CHUNK_PAGES;
-    int ret = fake_call_begin(call, first, &count);
-
-    if (ret == 0) {
-        WITH_QEMU_LOCK_GUARD(&fake.lock) {
-            fake.held[chunk] = held;
-        }
-        fake_call_end(call, first, count);
-    }
-    return ret;
-}
-
-static int tracker_hold(RwpMemory *mem, uint64_t chunk)
-{
-    return set_hold(FAKE_HOLD, chunk, true);
-}
-
-static int tracker_release(RwpMemory *mem, uint64_t chunk)
-{
-    return set_hold(FAKE_RELEASE, chunk, false);
-}
-
 static int tracker_admit(RwpMemory *mem, uint64_t page)
 {
     uint64_t count = 1;
@@ -263,6 +254,7 @@ static int tracker_admit(RwpMemory *mem, uint64_t page)
     }
     if (ret == 0) {
         fake.pages[page].armed = false;
+        fake.pages[page].unmapped = false;
     }
     fake_wake_range(page, 1);
     return ret;
@@ -273,11 +265,10 @@ const RwpTrackerOps name = {            \
     .type = kind,                       \
     .modes = tracker_modes,             \
     .trap = tracker_trap,               \
+    .relax = tracker_relax,             \
     .arm = tracker_arm,                 \
     .scan = tracker_scan,               \
     .rearm = tracker_rearm,             \
-    .hold = tracker_hold,               \
-    .release = tracker_release,         \
     .admit = tracker_admit,             \
 }
 

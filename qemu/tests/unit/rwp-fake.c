@@ -144,6 +144,7 @@ void fake_set_present(uint64_t page, bool present)
 {
     fake.pages[page].present = present;
     fake.pages[page].armed = false;
+    fake.pages[page].unmapped = false;
     if (!present) {
         memset(fake_page_words(page), FAKE_GARBAGE, FAKE_PAGE_SIZE);
     }
@@ -188,11 +189,12 @@ static bool try_access(uint64_t page)
         }
         fake_set_present(page, true);
         fill_page(fake_page_words(page), 0);
-    } else if (p->armed && fake.held[chunk]) {
+    } else if (p->unmapped && fake.minor[chunk]) {
         post_locked(page, UFFD_PAGEFAULT_FLAG_MINOR);
         return false;
     }
     p->armed = false;
+    p->unmapped = false;
     return true;
 }
 
@@ -321,6 +323,21 @@ bool fake_armed(uint64_t page)
     return fake.pages[page].present && fake.pages[page].armed;
 }
 
+void fake_write_by_dma(uint64_t page, uint64_t value)
+{
+    QEMU_LOCK_GUARD(&fake.lock);
+    fill_page(fake_page_words(page), value);
+}
+
+void fake_unmap(uint64_t first, uint64_t count)
+{
+    QEMU_LOCK_GUARD(&fake.lock);
+    for (uint64_t page = first; page < first + count; page++) {
+        fake.pages[page].unmapped = fake.pages[page].present;
+        fake.pages[page].armed = false;
+    }
+}
+
 /* memory.h */
 
 bool rwp_memory_features(uint64_t *features, Error **errp)
@@ -356,7 +373,7 @@ RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
     for (uint64_t page = 0; page < FAKE_NB_PAGES; page++) {
         fake_set_present(page, false);
     }
-    memset(fake.held, 0, sizeof(fake.held));
+    memset(fake.minor, 0, sizeof(fake.minor));
     return mem;
 }
 
@@ -384,6 +401,7 @@ void rwp_memory_unregister_all(RwpMemory *mem)
 {
     QEMU_LOCK_GUARD(&fake.lock);
     memset(fake.trap, 0, sizeof(fake.trap));
+    memset(fake.minor, 0, sizeof(fake.minor));
     fake_wake_range(0, FAKE_NB_PAGES);
 }
 
@@ -394,6 +412,7 @@ int rwp_memory_untrap(RwpMemory *mem, uint64_t chunk)
     QEMU_LOCK_GUARD(&fake.lock);
     trapped = fake.trap[chunk];
     fake.trap[chunk] = false;
+    fake.minor[chunk] = false;
     return trapped;
 }
 
@@ -402,6 +421,17 @@ int rwp_memory_scan(RwpMemory *mem, uint64_t first, uint64_t count,
                     uint64_t categories, RwpRunFunc *fn, void *opaque)
 {
     return 0;
+}
+
+int rwp_memory_unmap(RwpMemory *mem, uint64_t first, uint64_t count)
+{
+    int ret = fake_call_begin(FAKE_UNMAP, first, &count);
+
+    if (ret == 0) {
+        fake_unmap(first, count);
+        fake_call_end(FAKE_UNMAP, first, count);
+    }
+    return ret;
 }
 
 int rwp_memory_wake(RwpMemory *mem, uint64_t first, uint64_t count)

@@ -48,8 +48,8 @@ typedef enum FakeCall {
     FAKE_ARM,
     FAKE_SCAN,
     FAKE_REARM,
-    FAKE_HOLD,
-    FAKE_RELEASE,
+    FAKE_RELAX,
+    FAKE_UNMAP,
     FAKE_ADMIT,
     FAKE_REGISTER,
     FAKE_WAKE,
@@ -119,6 +119,12 @@ void fake_drop(uint64_t first, uint64_t count);
 /** fake_present, fake_armed: the kernel's view of a page. */
 bool fake_present(uint64_t page);
 bool fake_armed(uint64_t page);
+
+/** fake_write_by_dma: write to a page that was looked up before. */
+void fake_write_by_dma(uint64_t page, uint64_t value);
+
+/** fake_unmap: what a host kernel does that is short of memory. */
+void fake_unmap(uint64_t first, uint64_t count);
 
 /*
  * The node

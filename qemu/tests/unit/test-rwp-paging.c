@@ -186,15 +186,16 @@ static void test_touch_before_take(const RigKind *kind)
              kind->backing == RWP_BACKING_MEMFD);
 }
 
-/* The rest are moments of a commit, which only one of the pagers has */
-static void test_touch_before_hold(const RigKind *kind)
+/* The rest are moments that only one of the pagers has */
+static void test_touch_before_unmap(const RigKind *kind)
 {
-    touch_at(kind, FAKE_HOLD, true, true, true);
+    /* Seen by nobody, but it is what is read then */
+    touch_at(kind, FAKE_UNMAP, true, true, false);
 }
 
-static void test_touch_in_hold(const RigKind *kind)
+static void test_touch_after_unmap(const RigKind *kind)
 {
-    touch_at(kind, FAKE_HOLD, false, true, true);
+    touch_at(kind, FAKE_UNMAP, false, true, true);
 }
 
 static void test_touch_before_remove(const RigKind *kind)
@@ -206,16 +207,6 @@ static void test_touch_before_remove(const RigKind *kind)
 static void test_touch_after_remove(const RigKind *kind)
 {
     touch_at(kind, FAKE_REMOVE, false, false, false);
-}
-
-static void test_touch_before_release(const RigKind *kind)
-{
-    touch_at(kind, FAKE_RELEASE, true, false, false);
-}
-
-static void test_touch_after_release(const RigKind *kind)
-{
-    touch_at(kind, FAKE_RELEASE, false, false, false);
 }
 
 static void test_touch_before_wake(const RigKind *kind)
@@ -310,7 +301,7 @@ static void test_rearmed_in_one_step(const RigKind *kind)
     touch_and_rearm(kind, true);
 }
 
-/* The touched page is armed again, but the cycle does not get to know it */
+/* A cycle armed the touched page again, and fails before it gets to know */
 static void test_rearm_fails(const RigKind *kind)
 {
     Job *job;
@@ -323,8 +314,28 @@ static void test_rearm_fails(const RigKind *kind)
     g_assert(fake_armed(5));
     fake_store_open_gate(FAKE_STORE_WRITE);
     g_assert_cmpint(rig_wait(job), ==, 0);
-    g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), ==, 0);
+    g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), ==, 9);
     g_assert_cmphex(fake_touch_end(touch.touch), ==, NEW_VALUE);
+    g_assert_cmphex(fake_read(5), ==, NEW_VALUE);
+    rig_check(rig, 0, 5);
+    rig_check(rig, 6, 4);
+    rig_free(rig);
+}
+
+/* The host takes memory, and so what the page tables say, while it is evicted */
+static void test_reclaimed(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 1);
+    Job *job;
+
+    rig_fill(0, 10);
+    job = rig_evict_begin(rig, 10);
+    fake_write(5, NEW_VALUE);
+    fake_unmap(0, 10);
+    g_assert_cmphex(fake_read(6), ==, rig_value(6));
+    fake_store_open_gate(FAKE_STORE_WRITE);
+    g_assert_cmpint(rig_wait(job), ==, 0);
+    g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), ==, 8);
     g_assert_cmphex(fake_read(5), ==, NEW_VALUE);
     rig_check(rig, 0, 5);
     rig_check(rig, 6, 4);
@@ -426,13 +437,13 @@ static void test_write_error_touched(const RigKind *kind)
 static void test_failing_calls(const RigKind *kind)
 {
     static const FakeCall both[] = {
-        FAKE_BUFFER_NEW, FAKE_TRAP, FAKE_ARM, FAKE_SCAN, FAKE_POPULATED,
+        FAKE_BUFFER_NEW, FAKE_TRAP, FAKE_SCAN, FAKE_POPULATED,
     };
     Rig *rig = rig_new(kind, 1);
 
     rig_fill(0, 10);
     for (size_t i = 0; i < ARRAY_SIZE(both) + rig_stays(rig); i++) {
-        FakeCall call = i < ARRAY_SIZE(both) ? both[i] : FAKE_HOLD;
+        FakeCall call = i < ARRAY_SIZE(both) ? both[i] : FAKE_UNMAP;
 
         g_test_message("call %d fails", call);
         fake_fail(call, FAKE_ANY, 1, -ENOMEM);
@@ -447,35 +458,22 @@ static void test_failing_calls(const RigKind *kind)
     rig_free(rig);
 }
 
-/* A scan that fails within the hold tells nothing: all pages stay */
-static void fail_scan(void *opaque, uint64_t first, uint64_t count)
-{
-    fake_fail(FAKE_SCAN, FAKE_ANY, 1, -EIO);
-}
-
 static void test_failing_commit(const RigKind *kind)
 {
     Rig *rig = rig_new(kind, 1);
     FakeTouch *touch;
 
     rig_fill(0, 10);
-    fake_after(FAKE_HOLD, fail_scan, NULL);
-    rig_add_range(rig, 0, 10);
-    g_assert_cmpint(rig_wait(rig_evict(rig)), ==, -EIO);
-    rig_expect(rig, 0, 10, RWP_PAGE_LIVE);
-    fake_after(FAKE_HOLD, NULL, NULL);
-
     /* Pages that cannot be removed stay, the others go */
     fake_fail(FAKE_REMOVE, FAKE_ANY, 1, -EPERM);
     rig_evict_now(rig, 0, 10);
     rig_expect(rig, 0, 10, RWP_PAGE_LIVE);
     rig_check(rig, 0, 10);
 
-    /* The hold goes on; the fault service admits everybody */
-    fake_fail(FAKE_RELEASE, FAKE_ANY, 1, -EBUSY);
+    /* Pages trap still; the fault service admits everybody */
+    fake_fail(FAKE_RELAX, FAKE_ANY, 1, -EBUSY);
     fake_fail(FAKE_TAKE, 9, 1, -EBUSY);
-    rig_add_range(rig, 0, 10);
-    g_assert_cmpint(rig_wait(rig_evict(rig)), ==, -EBUSY);
+    rig_evict_now(rig, 0, 10);
     g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), ==, 9);
     touch = fake_touch_start(9, NEW_VALUE);
     g_assert_cmphex(fake_touch_end(touch), ==, NEW_VALUE);
@@ -496,12 +494,11 @@ static void add_tests(void)
     rig_add("touch/rearmed", test_rearmed);
     rig_add("touch/rearmed-in-one-step", test_rearmed_in_one_step);
     rig_add_stays("touch/rearm-fails", test_rearm_fails);
-    rig_add_stays("touch/before-hold", test_touch_before_hold);
-    rig_add_stays("touch/in-hold", test_touch_in_hold);
+    rig_add_stays("touch/reclaimed", test_reclaimed);
+    rig_add_stays("touch/before-unmap", test_touch_before_unmap);
+    rig_add_stays("touch/after-unmap", test_touch_after_unmap);
     rig_add_stays("touch/before-remove", test_touch_before_remove);
     rig_add_stays("touch/after-remove", test_touch_after_remove);
-    rig_add_stays("touch/before-release", test_touch_before_release);
-    rig_add_stays("touch/after-release", test_touch_after_release);
     rig_add_stays("touch/before-wake", test_touch_before_wake);
     rig_add("error/busy", test_busy);
     rig_add("error/write", test_write_error);

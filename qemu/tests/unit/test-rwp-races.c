@@ -274,6 +274,45 @@ static void test_pinned(const RigKind *kind)
     rig_free(rig);
 }
 
+static void pin_page(void *opaque, uint64_t first, uint64_t count)
+{
+    Rig *rig = opaque;
+
+    rig->rb.pager->pin(rig->rb.pager_opaque, 5 * FAKE_PAGE_SIZE,
+                       FAKE_PAGE_SIZE);
+}
+
+/* The device writes to the page, which does not trap, and is done */
+static void write_and_unpin(void *opaque, uint64_t first, uint64_t count)
+{
+    Rig *rig = opaque;
+
+    fake_write_by_dma(5, NEW_VALUE);
+    rig->rb.pager->unpin(rig->rb.pager_opaque, 5 * FAKE_PAGE_SIZE,
+                         FAKE_PAGE_SIZE);
+}
+
+/* DMA that begins before the page loses its entry, and ends before the commit */
+static void test_dma(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 1);
+
+    rig_fill(0, 10);
+    fake_before(FAKE_UNMAP, pin_page, rig);
+    fake_after(FAKE_TAKE, write_and_unpin, rig);
+    rig_evict_now(rig, 0, 10);
+    fake_before(FAKE_UNMAP, NULL, NULL);
+    fake_after(FAKE_TAKE, NULL, NULL);
+    if (!fake_calls(FAKE_TAKE)) {
+        /* It was left alone */
+        write_and_unpin(rig, 5, 1);
+    }
+    g_assert_cmphex(fake_read(5), ==, NEW_VALUE);
+    rig_check(rig, 0, 5);
+    rig_check(rig, 6, 4);
+    rig_free(rig);
+}
+
 /* Guest threads for the rest of the tests; each has every NTH page */
 #define GUEST_THREADS 3
 
@@ -435,9 +474,9 @@ static void test_control(const RigKind *kind)
         FakeCall call;
         bool before;
     } cases[] = {
-        { "skip-hold", FAKE_REMOVE, true },
-        { "skip-rescan", FAKE_TAKE, false },
-        { "early-wake", FAKE_RELEASE, false },
+        { "skip-trap", FAKE_REMOVE, true },
+        { "skip-unmap", FAKE_TAKE, false },
+        { "early-wake", FAKE_REMOVE, true },
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
@@ -461,6 +500,7 @@ static void add_tests(void)
     rig_add("job/overlap", test_overlap);
     rig_add("guard", test_guard);
     rig_add("pinned", test_pinned);
+    rig_add_stays("dma", test_dma);
     rig_add_stays("control", test_control);
     rig_add("storm", test_storm);
 }
