@@ -409,8 +409,9 @@ void rwp_state_free(RwpState *s)
     rwp_registry_remove(s);
     rwp_migrate_unwatch(s);
     notifier_remove(&s->shutdown_notifier);
-    rwp_scanner_free(s->scanner);
+    /* Reads of the store end here, which look whether the scanner runs */
     rwp_faults_free(s->faults);
+    rwp_scanner_free(s->scanner);
     rwp_guard_unhook(s);
     /* Nobody schedules it any more, and closing runs bottom halves */
     qemu_bh_delete(s->settle_bh);
