@@ -128,6 +128,7 @@ static int coroutine_fn batch_task(AioTask *task)
         rwp_stage_put(s, batch);
     }
     g_ptr_array_add(job->batches, batch);
+    rwp_store_end_piece(s->store);
     return ret;
 }
 
@@ -151,8 +152,12 @@ static int coroutine_fn evict_window(RwpJob *job, uint64_t first,
     while (rwp_batch_overlaps(&s->batches, first, count)) {
         aio_task_pool_wait_one(job->pool);
     }
+    if (!rwp_job_begin_piece(job)) {
+        return 0;
+    }
     batch = batch_get(job, errp);
     if (!batch) {
+        rwp_store_end_piece(s->store);
         return -ENOMEM;
     }
     batch->first = first;
@@ -194,6 +199,7 @@ static int coroutine_fn evict_window(RwpJob *job, uint64_t first,
 out:
     /* Nothing was begun */
     g_ptr_array_add(job->batches, batch);
+    rwp_store_end_piece(s->store);
     return ret;
 }
 

@@ -9,8 +9,8 @@
  * While a page is FETCHING here, a thread that touches it waits for this
  * job.  So the job must not be held up between taking pages and putting
  * them in place: it reads like the fault service does, without queuing in
- * drained sections, and it does not pause or sleep there.  Instead it does
- * not begin another piece while somebody wants the store to be quiet.
+ * drained sections, and it does not pause or sleep there.  That is a piece, of
+ * which none begins while somebody wants the store to be quiet.
  *
  * Locking: all coroutines run in the work thread.
  */
@@ -67,9 +67,9 @@ static void buffer_put(RwpJob *job, void *buf)
     }
 }
 
-static int coroutine_fn fetch_task(AioTask *task)
+/* Returns 0 or -errno */
+static int coroutine_fn fetch_piece(FetchTask *t)
 {
-    FetchTask *t = container_of(task, FetchTask, task);
     RwpJob *job = t->job;
     RwpState *s = job->s;
     uint64_t offset = rwp_state_page_bytes(s, t->first);
@@ -92,9 +92,18 @@ static int coroutine_fn fetch_task(AioTask *task)
     return placed == t->count ? 0 : -ENOMEM;
 }
 
+static int coroutine_fn fetch_task(AioTask *task)
+{
+    FetchTask *t = container_of(task, FetchTask, task);
+    int ret = fetch_piece(t);
+
+    rwp_store_end_piece(t->job->s->store);
+    return ret;
+}
+
 /*
  * Start to fetch a run of evicted pages, up to a page that somebody else
- * came to first.  Returns the number of pages.
+ * came to first.  A piece has begun.  Returns the number of pages.
  */
 static uint64_t coroutine_fn start_task(RwpJob *job, uint64_t first,
                                         uint64_t count)
@@ -109,6 +118,7 @@ static uint64_t coroutine_fn start_task(RwpJob *job, uint64_t first,
         claimed++;
     }
     if (!claimed) {
+        rwp_store_end_piece(s->store);
         return 0;
     }
     t = g_new0(FetchTask, 1);
@@ -152,6 +162,9 @@ static void coroutine_fn fetch_range(RwpJob *job, const RwpPageRange *range)
             return;
         }
         aio_task_pool_wait_slot(job->pool);
+        if (!rwp_job_begin_piece(job)) {
+            return;
+        }
         count = start_task(job, start, count);
         pos = start + MAX(count, 1);
         job_progress_update(&job->common, rwp_state_page_bytes(s, count));

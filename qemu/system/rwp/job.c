@@ -120,16 +120,29 @@ void rwp_job_failed_at(RwpJob *job, uint64_t offset)
     }
 }
 
+static bool is_to_go_on(RwpJob *job)
+{
+    return !job_is_cancelled(&job->common) &&
+           aio_task_pool_status(job->pool) >= 0;
+}
+
+bool coroutine_fn rwp_job_begin_piece(RwpJob *job)
+{
+    while (is_to_go_on(job)) {
+        if (rwp_store_begin_piece(job->s->store)) {
+            return true;
+        }
+        job_sleep_ns(&job->common, DRAINED_POLL_NS);
+    }
+    return false;
+}
+
 bool coroutine_fn rwp_job_may_go_on(RwpJob *job, uint64_t pages)
 {
     int64_t delay = ratelimit_calculate_delay(&job->limit,
                                               pages * job->s->mem->page_size);
 
-    while (!job_is_cancelled(&job->common) &&
-           aio_task_pool_status(job->pool) >= 0) {
-        if (rwp_store_drained(job->s->store)) {
-            delay = MAX(delay, DRAINED_POLL_NS);
-        }
+    while (is_to_go_on(job)) {
         if (delay <= 0) {
             job_pause_point(&job->common);
             return !job_is_cancelled(&job->common);

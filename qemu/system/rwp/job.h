@@ -63,11 +63,17 @@ void rwp_job_failed_at(RwpJob *job, uint64_t offset);
 
 /**
  * rwp_job_may_go_on: pause if asked to, and wait until @pages more may be
- * processed without exceeding the speed, and while somebody wants the store
- * to be quiet.
+ * processed without exceeding the speed.
  *
  * Returns false if the job is to end: it was cancelled, or a piece failed.
  */
 bool coroutine_fn rwp_job_may_go_on(RwpJob *job, uint64_t pages);
+
+/**
+ * rwp_job_begin_piece: wait until rwp_store_begin_piece() allows a piece.
+ *
+ * Returns false if there is none, because the job is to end.
+ */
+bool coroutine_fn rwp_job_begin_piece(RwpJob *job);
 
 #endif

@@ -18,6 +18,7 @@
 #include "qemu/osdep.h"
 #include "qemu/main-loop.h"
 #include "qapi/error.h"
+#include "block/aio-wait.h"
 #include "block/block.h"
 #include "block/block_int-global-state.h"
 #include "system/block-backend.h"
@@ -33,6 +34,7 @@ struct RwpStore {
 
     Notifier remove_notifier;   /* main loop */
     int drained;                /* atomic */
+    unsigned pieces;            /* that have begun; atomic */
 };
 
 static void store_drained_begin(void *opaque)
@@ -40,6 +42,13 @@ static void store_drained_begin(void *opaque)
     RwpStore *store = opaque;
 
     qatomic_inc(&store->drained);
+}
+
+static bool store_drained_poll(void *opaque)
+{
+    RwpStore *store = opaque;
+
+    return qatomic_read(&store->pieces) > 0;
 }
 
 static void store_drained_end(void *opaque)
@@ -51,6 +60,7 @@ static void store_drained_end(void *opaque)
 
 static const BlockDevOps store_dev_ops = {
     .drained_begin = store_drained_begin,
+    .drained_poll = store_drained_poll,
     .drained_end = store_drained_end,
 };
 
@@ -185,7 +195,19 @@ int coroutine_fn rwp_store_write(RwpStore *store, uint64_t offset,
     return MIN(ret, 0);
 }
 
-bool rwp_store_drained(RwpStore *store)
+bool rwp_store_begin_piece(RwpStore *store)
 {
-    return qatomic_read(&store->drained) > 0;
+    /* Either we see the section, or its poll sees the piece */
+    qatomic_inc(&store->pieces);
+    if (qatomic_read(&store->drained) == 0) {
+        return true;
+    }
+    rwp_store_end_piece(store);
+    return false;
+}
+
+void rwp_store_end_piece(RwpStore *store)
+{
+    qatomic_dec(&store->pieces);
+    aio_wait_kick();
 }

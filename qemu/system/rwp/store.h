@@ -9,8 +9,9 @@
  *
  * Accesses are never held up by a drained section: a thread that waits for
  * a page, or for the end of a job, may be the one that the end of the section
- * waits for.  Instead the jobs begin nothing new while somebody wants the
- * node to be quiet.
+ * waits for.  Instead the jobs, which access the node in pieces, begin no
+ * piece while somebody wants the node to be quiet, and the section waits for
+ * those that have begun.
  *
  * Context: opening and closing in the main loop with the BQL, everything
  * else in coroutines of any thread.
@@ -54,10 +55,14 @@ int coroutine_fn rwp_store_write(RwpStore *store, uint64_t offset,
                                  uint64_t bytes, const void *buf);
 
 /**
- * rwp_store_drained: whether somebody wants the node to be quiet.
+ * rwp_store_begin_piece: a job is going to access the node.
  *
- * For those who are not serving faults.
+ * Returns false if somebody wants the node to be quiet; try again later.  A
+ * piece may not wait for the main loop, nor for another piece to begin.
  */
-bool rwp_store_drained(RwpStore *store);
+bool rwp_store_begin_piece(RwpStore *store);
+
+/** rwp_store_end_piece: what rwp_store_begin_piece() allowed is done. */
+void rwp_store_end_piece(RwpStore *store);
 
 #endif

@@ -15,6 +15,7 @@
 #include "qemu/osdep.h"
 #include "qemu/main-loop.h"
 #include "qapi/error.h"
+#include "block/block.h"
 #include "system/rwp/fault.h"
 #include "system/rwp/scan.h"
 #include "rwp-rig.h"
@@ -488,8 +489,64 @@ static void test_control(const RigKind *kind)
     }
 }
 
+/* Have whoever takes content wait until @opaque is set */
+static void wait_for_flag(void *opaque, uint64_t first, uint64_t count)
+{
+    bool *flag = opaque;
+
+    while (!qatomic_read(flag)) {
+        g_usleep(100);
+    }
+}
+
+static void *set_flag_soon(void *opaque)
+{
+    bool *flag = opaque;
+
+    g_usleep(50000);
+    qatomic_set(flag, true);
+    return NULL;
+}
+
+/* A drained section waits for what has begun, and then nothing begins */
+static void test_drained(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 1);
+    uint64_t writes, evicted;
+    QemuThread thread;
+    bool flag = false;
+    Job *job;
+
+    rig_fill(0, FAKE_NB_PAGES);
+    fake_before(FAKE_TAKE, wait_for_flag, &flag);
+    rig_add_range(rig, 0, FAKE_NB_PAGES);
+    job = rig_evict(rig);
+    RIG_WAIT(fake_calls(FAKE_TAKE) > 0);
+
+    qemu_thread_create(&thread, "flag", set_flag_soon, &flag,
+                       QEMU_THREAD_JOINABLE);
+    bdrv_drain_all_begin();
+    g_assert(qatomic_read(&flag));
+    qemu_thread_join(&thread);
+    for (int i = 0; i < 2; i++) {
+        writes = fake_store_requests(FAKE_STORE_WRITE);
+        evicted = rig_count(rig, RWP_PAGE_EVICTED);
+        g_assert_cmpuint(evicted, >, 0);
+        g_assert_cmpuint(rig_count(rig, RWP_PAGE_LIVE), ==,
+                         FAKE_NB_PAGES - evicted);
+        g_usleep(20000);
+        g_assert_cmpuint(fake_store_requests(FAKE_STORE_WRITE), ==, writes);
+    }
+    bdrv_drain_all_end();
+
+    g_assert_cmpint(rig_wait(job), ==, 0);
+    g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), ==, FAKE_NB_PAGES);
+    rig_free(rig);
+}
+
 static void add_tests(void)
 {
+    rig_add("job/drained", test_drained);
     rig_add("discard/away", test_discard_away);
     rig_add("discard/staged", test_discard_staged);
     rig_add("discard/leaving", test_discard_leaving);
