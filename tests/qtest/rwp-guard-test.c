@@ -166,11 +166,18 @@ static void test_bad_stores(void)
     rwp_vm_free(vm);
 }
 
+static void expect_store(RwpVM *vm, const char *node)
+{
+    QDict *info = rwp_info(vm);
+
+    g_assert_cmpstr(qdict_get_str(info, "store"), ==, node);
+    qobject_unref(info);
+}
+
 /* A store stays as long as there are pages in it */
 static void test_store_in_use(void)
 {
     RwpVM *vm;
-    QDict *info;
 
     if (rwp_skip(RWP_DEFAULT_VARIANT)) {
         return;
@@ -183,9 +190,7 @@ static void test_store_in_use(void)
     /* The property's node is held always, a target only for a time */
     rwp_expect_error(vm, GENERIC, "own", NODE_DEL, "own");
     rwp_job(vm, RWP_EVICT(EVICT_ALL));
-    info = rwp_info(vm);
-    g_assert_cmpstr(qdict_get_str(info, "store"), ==, "own");
-    qobject_unref(info);
+    expect_store(vm, "own");
     rwp_expect_error(vm, GENERIC, "rwp-fetch",
                      RWP_EVICT("'target': 'other', " EVICT_ALL));
     rwp_expect_error(vm, GENERIC, "own", NODE_DEL, "own");
@@ -194,11 +199,62 @@ static void test_store_in_use(void)
 
     rwp_job(vm, RWP_FETCH());
     rwp_evict(vm, RWP_TEST_START, 1 * MiB);
-    info = rwp_info(vm);
-    g_assert_cmpstr(qdict_get_str(info, "store"), ==, "store0");
-    qobject_unref(info);
+    expect_store(vm, "store0");
     rwp_expect_error(vm, GENERIC, "store0", NODE_DEL, "store0");
+    rwp_expect_error(vm, GENERIC, "own", NODE_DEL, "own");
     rwp_check(vm, RWP_TEST_START, 1 * MiB, 1);
+
+    rwp_job(vm, RWP_FETCH());
+    expect_store(vm, "own");
+    qtest_qmp_assert_success(vm->qts, NODE_DEL, "store0");
+    /* A command that is refused changes nothing */
+    rwp_expect_error(vm, GENERIC, "job ID",
+        "{ 'execute': 'rwp-evict', 'arguments': { 'job-id': '1', "
+        "'id': 'mem0', 'target': 'other', " EVICT_ALL " } }");
+    expect_store(vm, "own");
+    qtest_qmp_assert_success(vm->qts, NODE_DEL, "other");
+    rwp_job(vm, RWP_EVICT(EVICT_ALL));
+    rwp_check(vm, RWP_TEST_START, 1 * MiB, 1);
+    rwp_vm_free(vm);
+}
+
+/* From an inactive node, pages are read; nobody may write to it */
+static void test_inactive(void)
+{
+    static const char set_active[] =
+        "{ 'execute': 'blockdev-set-active', 'arguments': { "
+        "'node-name': 'own', 'active': %i } }";
+    RwpVM *vm;
+
+    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
+        return;
+    }
+    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "store=own",
+                    "-blockdev file,node-name=own,filename=%s/store1");
+    rwp_fill(vm, RWP_TEST_START, 2 * MiB, 1);
+    qtest_qmp_assert_success(vm->qts, set_active, false);
+    rwp_expect_error(vm, GENERIC, "'own' is inactive", RWP_EVICT(EVICT_ALL));
+    rwp_expect_error(vm, GENERIC, "'own' is inactive",
+                     RWP_EVICT("'target': 'own', " EVICT_ALL));
+    qtest_qmp_assert_success(vm->qts, set_active, true);
+
+    qtest_qmp_assert_success(vm->qts, RWP_EVICT("'speed': 65536, " EVICT_ALL));
+    rwp_job_await(vm, "job0", "running");
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'job-pause', "
+                             "'arguments': { 'id': 'job0' } }");
+    rwp_job_await(vm, "job0", "paused");
+    rwp_expect_error(vm, GENERIC, "inactivate", set_active, false);
+    cancel_job(vm);
+
+    rwp_job(vm, RWP_EVICT("'ranges': [ " RWP_RANGE " ]"),
+            (uint64_t)RWP_TEST_START, (uint64_t)MiB);
+    qtest_qmp_assert_success(vm->qts, set_active, false);
+    rwp_check(vm, RWP_TEST_START, 64 * KiB, 1);
+    rwp_expect_error(vm, GENERIC, "'own' is inactive", RWP_EVICT(EVICT_ALL));
+    rwp_check(vm, RWP_TEST_START, 2 * MiB, 1);
+    qtest_qmp_assert_success(vm->qts, set_active, true);
+    rwp_job(vm, RWP_EVICT(EVICT_ALL));
+    rwp_check(vm, RWP_TEST_START, 2 * MiB, 1);
     rwp_vm_free(vm);
 }
 
@@ -358,6 +414,7 @@ int main(int argc, char **argv)
     qtest_add_func("/rwp-guard/untracked", test_untracked);
     qtest_add_func("/rwp-guard/bad-stores", test_bad_stores);
     qtest_add_func("/rwp-guard/store-in-use", test_store_in_use);
+    qtest_add_func("/rwp-guard/inactive", test_inactive);
     qtest_add_func("/rwp-guard/busy", test_busy);
     qtest_add_func("/rwp-guard/quit", test_quit);
     qtest_add_func("/rwp-guard/numa", test_numa);

@@ -394,7 +394,7 @@ static void test_incoming(const void *variant)
         { "{ 'execute': 'rwp-track-start', 'arguments': { 'id': 'mem0' } }",
           "incoming migration" },
         { RWP_EVICT("'target': 'store0', 'ranges': [ { 'offset': 0, "
-                    "'length': 4194304 } ]"), "" },
+                    "'length': 4194304 } ]"), "incoming migration" },
         { RWP_FETCH(), "incoming migration" },
     };
 

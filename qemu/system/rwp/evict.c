@@ -327,16 +327,24 @@ static int coroutine_fn evict_run(Job *common, Error **errp)
     return ret;
 }
 
+static void evict_clean(Job *common)
+{
+    RwpJob *job = container_of(common, RwpJob, common);
+
+    rwp_store_end_write(job->s->store);
+    rwp_job_clean(common);
+}
+
 static const JobDriver evict_driver = {
     .instance_size = sizeof(RwpJob),
     .job_type = JOB_TYPE_RWP_EVICT,
     .run = evict_run,
-    .clean = rwp_job_clean,
+    .clean = evict_clean,
     .free = rwp_job_free,
 };
 
-/* zap does not let a hold take write protection away there (EBUSY) */
-static bool can_hold(RwpState *s, Error **errp)
+/* There, a registration does not lose write protection (EBUSY); see zap_trap() */
+static bool can_trap(RwpState *s, Error **errp)
 {
     if (s->mem->tracker->type == RWP_TRACKER_TYPE_ZAP &&
         (s->mem->features & UFFD_FEATURE_RWP)) {
@@ -348,19 +356,25 @@ static bool can_hold(RwpState *s, Error **errp)
     return true;
 }
 
-bool rwp_evict_start(RwpState *s, const RwpEvictOptions *options,
-                     Error **errp)
+bool rwp_evict_start(RwpState *s, const char *target,
+                     const RwpEvictOptions *options, Error **errp)
 {
-    RwpJob *job;
+    RwpJob *job = NULL;
 
     GLOBAL_STATE_CODE();
 
-    if (!can_hold(s, errp) || !rwp_migrate_may_evict(s, errp) ||
-        !rwp_state_start(s, errp) || !rwp_guard_enter(s, errp)) {
-        rwp_state_settle(s);
-        return false;
+    rwp_state_begin(s);
+    /* The store last: another one is only taken if it is going to be used */
+    if (can_trap(s, errp) && rwp_migrate_may_evict(s, errp) &&
+        rwp_state_start(s, errp) && rwp_guard_enter(s, errp) &&
+        rwp_state_need_store(s, target, errp) &&
+        rwp_store_begin_write(s->store, errp)) {
+        job = rwp_job_create(s, &evict_driver, options, errp);
+        if (!job) {
+            rwp_store_end_write(s->store);
+        }
     }
-    job = rwp_job_create(s, &evict_driver, options, errp);
+    rwp_state_end(s);
     if (!job) {
         rwp_state_settle(s);
         return false;

@@ -26,10 +26,12 @@ typedef struct RwpEvictOptions {
 /**
  * rwp_evict_start: start a job that evicts.
  *
- * The store is attached, and @options are within their bounds.
+ * @target: as for rwp_state_need_store()
+ *
+ * @options are within their bounds.
  */
-bool rwp_evict_start(RwpState *s, const RwpEvictOptions *options,
-                     Error **errp);
+bool rwp_evict_start(RwpState *s, const char *target,
+                     const RwpEvictOptions *options, Error **errp);
 
 /** rwp_fetch_start: start a job that fetches; ages do not matter. */
 bool rwp_fetch_start(RwpState *s, const RwpEvictOptions *options,

@@ -65,7 +65,9 @@ void qmp_rwp_track_stop(const char *id, Error **errp)
         error_setg(errp, "memory-backend-rwp '%s' is not being tracked", id);
         return;
     }
+    rwp_state_begin(s);
     rwp_scanner_stop(s->scanner);
+    rwp_state_end(s);
     rwp_state_settle(s);
 }
 
@@ -270,8 +272,8 @@ static bool can_start_job(RwpState *s, Error **errp)
 }
 
 static bool check_evict(RwpState *s, bool has_min_age, uint8_t min_age,
-                        bool has_bytes, bool has_ranges, RwpRangeList *ranges,
-                        Error **errp)
+                        bool has_bytes, uint64_t bytes, bool has_ranges,
+                        RwpRangeList *ranges, Error **errp)
 {
     if (has_ranges && (has_min_age || has_bytes)) {
         error_setg(errp, "Parameter 'ranges' cannot be combined with '%s'",
@@ -298,6 +300,11 @@ static bool check_evict(RwpState *s, bool has_min_age, uint8_t min_age,
                    "explicit ranges", s->id);
         return false;
     }
+    if (has_bytes && bytes < s->mem->page_size) {
+        error_setg(errp, "Parameter 'bytes' must be at least a page of '%s', "
+                   "%" PRIu64, s->id, s->mem->page_size);
+        return false;
+    }
     return true;
 }
 
@@ -318,13 +325,12 @@ void qmp_rwp_evict(const char *job_id, const char *id, const char *target,
     };
 
     if (!s || !can_start_job(s, errp) ||
-        !check_evict(s, has_min_age, min_age, has_bytes, has_ranges, ranges,
-                     errp) ||
-        !rwp_ranges_check(s, ranges, errp) ||
-        !rwp_state_need_store(s, target, errp)) {
+        !check_evict(s, has_min_age, min_age, has_bytes, bytes, has_ranges,
+                     ranges, errp) ||
+        !rwp_ranges_check(s, ranges, errp)) {
         return;
     }
-    rwp_evict_start(s, &options, errp);
+    rwp_evict_start(s, target, &options, errp);
 }
 
 void qmp_rwp_fetch(const char *job_id, const char *id, bool has_ranges,

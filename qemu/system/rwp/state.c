@@ -208,12 +208,26 @@ static void store_removed(void *opaque)
     rwp_faults_quit(s->faults, RWP_QUIT_CLOSED);
 }
 
-bool rwp_state_set_store(RwpState *s, const char *node_name, bool own,
-                         Error **errp)
+/*
+ * Go on with @store, which may be NULL, instead of the present one.  That is
+ * closed, unless it is the property's; closing can run bottom halves.
+ */
+static void use_store(RwpState *s, RwpStore *store)
+{
+    RwpStore *old = s->store;
+
+    s->store = store;
+    if (old != s->own_store) {
+        rwp_state_begin(s);
+        rwp_store_close(old);
+        rwp_state_end(s);
+    }
+}
+
+/* Use the node @node_name as the store.  Fails if pages are in another one. */
+static bool set_store(RwpState *s, const char *node_name, Error **errp)
 {
     RwpStore *store;
-
-    GLOBAL_STATE_CODE();
 
     if (s->store && g_str_equal(node_name, rwp_store_node_name(s->store))) {
         return true;
@@ -230,25 +244,32 @@ bool rwp_state_set_store(RwpState *s, const char *node_name, bool own,
     if (!s->faults) {
         qatomic_set(&s->faults, rwp_faults_new(s));
     }
+    if (s->own_store &&
+        g_str_equal(node_name, rwp_store_node_name(s->own_store))) {
+        use_store(s, s->own_store);
+        return true;
+    }
     store = rwp_store_open(node_name, s->mem->size, s->fault_ctx,
                            store_removed, s, errp);
     if (!store) {
         return false;
     }
-    /* Closing can run bottom halves, which must not close the new one */
-    rwp_store_close(g_steal_pointer(&s->store));
-    s->store = store;
-    s->store_is_own = own;
+    if (!g_strcmp0(node_name, s->own_node)) {
+        s->own_store = store;
+    }
+    use_store(s, store);
     return true;
 }
 
 bool rwp_state_need_store(RwpState *s, const char *node_name, Error **errp)
 {
+    GLOBAL_STATE_CODE();
+
     if (node_name) {
-        return rwp_state_set_store(s, node_name, false, errp);
+        return set_store(s, node_name, errp);
     }
-    if (!s->store && s->own_store) {
-        return rwp_state_set_store(s, s->own_store, true, errp);
+    if (!s->store && s->own_node) {
+        return set_store(s, s->own_node, errp);
     }
     if (!s->store) {
         error_setg(errp, "memory-backend-rwp '%s' has no store", s->id);
@@ -263,14 +284,13 @@ void rwp_state_settle(RwpState *s)
 {
     GLOBAL_STATE_CODE();
 
-    if (s->job || rwp_pages_away(s->pages) || rwp_peek_busy(s)) {
+    if (s->unsettled || s->job || rwp_pages_away(s->pages) || rwp_peek_busy(s)) {
         return;
     }
     rwp_checksums_trim(s->checksums, 0, s->mem->nb_pages);
     rwp_guard_leave(s);
-    if (s->store && !s->store_is_own && !s->ending) {
-        /* Closing can run bottom halves, and so come here again */
-        rwp_store_close(g_steal_pointer(&s->store));
+    if (s->store != s->own_store && !s->ending) {
+        use_store(s, s->own_store);
     }
     if (s->active && !rwp_scanner_running(s->scanner)) {
         rwp_memory_unregister_all(s->mem);
@@ -378,10 +398,10 @@ RwpState *rwp_state_new(RAMBlock *rb, const RwpConfig *config, Error **errp)
         return NULL;
     }
 
-    s->own_store = g_strdup(config->store);
+    s->own_node = g_strdup(config->store);
     /* Before an incoming migration has ended, nobody may write to a node */
-    if (s->own_store && !runstate_check(RUN_STATE_INMIGRATE) &&
-        !rwp_state_set_store(s, s->own_store, true, errp)) {
+    if (s->own_node && !runstate_check(RUN_STATE_INMIGRATE) &&
+        !set_store(s, s->own_node, errp)) {
         rwp_state_free(g_steal_pointer(&s));
         return NULL;
     }
@@ -406,6 +426,7 @@ void rwp_state_free(RwpState *s)
         /* The process ends, and until then the vCPU must find no page */
         return;
     }
+    rwp_state_begin(s);
     rwp_registry_remove(s);
     rwp_migrate_unwatch(s);
     notifier_remove(&s->shutdown_notifier);
@@ -416,7 +437,8 @@ void rwp_state_free(RwpState *s)
     /* Nobody schedules it any more, and closing runs bottom halves */
     qemu_bh_delete(s->settle_bh);
     rwp_memory_close(s->mem);
-    rwp_store_close(s->store);
+    use_store(s, NULL);
+    rwp_store_close(s->own_store);
     if (s->work_thread) {
         iothread_destroy(s->work_thread);
         iothread_destroy(s->fault_thread);
@@ -428,7 +450,7 @@ void rwp_state_free(RwpState *s)
     rwp_ages_free(s->ages);
     rwp_peek_free(s->peek);
     g_free(s->pins);
-    g_free(s->own_store);
+    g_free(s->own_node);
     g_free(s->id);
     g_free(s);
 }

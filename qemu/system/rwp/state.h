@@ -77,7 +77,7 @@ struct RwpState {
     RwpAges *ages;
     RwpChecksums *checksums;    /* or NULL */
     uint32_t max_fetches;
-    char *own_store;            /* by property, or NULL */
+    char *own_node;             /* store by property, or NULL */
     RwpThp thp;
     uint32_t default_interval;
     uint32_t readahead;
@@ -95,12 +95,13 @@ struct RwpState {
      * Set by the main loop while no page is away and no job runs; used
      * by all threads while a page is away or a job runs.
      */
-    RwpStore *store;
+    RwpStore *store;            /* @own_store, or one given for a job */
 
     /* Main loop only */
-    bool store_is_own;          /* stays when nothing is evicted any more */
+    RwpStore *own_store;        /* on @own_node, or NULL; stays attached */
     bool active;                /* the kernel reports faults */
     bool ending;                /* QEMU was told to end: it closes the store */
+    unsigned unsettled;         /* see rwp_state_begin() */
     Job *job;
     Error *migration_blocker;
     Error *cpr_blocker;
@@ -134,24 +135,32 @@ struct RwpState {
 bool rwp_state_start(RwpState *s, Error **errp);
 
 /**
- * rwp_state_set_store: use the node @node_name as the store.
+ * rwp_state_need_store: have a store, for an eviction.
  *
- * @own: keep it when nothing is evicted any more
+ * @node_name: the node, or NULL for the store that there is.  Unless it is
+ *     the property's, it is let go again when nothing is evicted any more.
  *
  * Fails if pages are in another store.  Context: main loop; no job runs.
  */
-bool rwp_state_set_store(RwpState *s, const char *node_name, bool own,
-                         Error **errp);
+bool rwp_state_need_store(RwpState *s, const char *node_name, Error **errp);
 
 /**
- * rwp_state_need_store: have a store, for an eviction.
+ * rwp_state_begin: something is being set up, or taken down, step by step.
  *
- * @node_name: the node, or NULL for the store that there is.  It is let
- *     go again when nothing is evicted any more.
- *
- * Context: main loop; no job runs.
+ * Bottom halves can run between the steps, but rwp_state_settle() does
+ * nothing until rwp_state_end().  That does not settle, it is up to the caller.
+ * Nests.  Context: main loop.
  */
-bool rwp_state_need_store(RwpState *s, const char *node_name, Error **errp);
+static inline void rwp_state_begin(RwpState *s)
+{
+    s->unsettled++;
+}
+
+/** rwp_state_end: see rwp_state_begin(). */
+static inline void rwp_state_end(RwpState *s)
+{
+    s->unsettled--;
+}
 
 /**
  * rwp_state_settle: if no job runs and no page is away, let go of what is

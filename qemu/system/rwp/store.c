@@ -10,9 +10,11 @@
  * image is inactive.  Neither queues requests while the node is drained
  * (blk_set_disable_request_queuing()), like NBD exports do.
  *
- * @writer may be asked for inactivation in the course of an outgoing
- * migration.  That is fine: no page is evicted then, and no job runs
- * (see guard.c).
+ * The node may be made inactive, by an outgoing migration or by command,
+ * and can still be read then.  A write would end QEMU.  So as long as
+ * something is written, @reader has a permission that @writer has anyway,
+ * but does not give up: inactivation fails meanwhile.  @writer itself cannot
+ * do that, it has to agree always or never.
  */
 
 #include "qemu/osdep.h"
@@ -36,6 +38,10 @@ struct RwpStore {
     int drained;                /* atomic */
     unsigned pieces;            /* that have begun; atomic */
 };
+
+/* What @reader needs at least, and while something is written */
+#define PERM_READ BLK_PERM_CONSISTENT_READ
+#define PERM_STAY_ACTIVE (PERM_READ | BLK_PERM_WRITE_UNCHANGED)
 
 static void store_drained_begin(void *opaque)
 {
@@ -96,12 +102,12 @@ static bool store_attach(RwpStore *store, BlockDriverState *bs,
     /* First where the node is now, to learn who else uses it */
     store->writer = blk_new(bdrv_get_aio_context(bs),
                             BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE,
-                            BLK_PERM_CONSISTENT_READ);
+                            PERM_STAY_ACTIVE);
     if (blk_insert_bs(store->writer, bs, errp) < 0 ||
         blk_set_aio_context(store->writer, ctx, errp) < 0) {
         return false;
     }
-    store->reader = blk_new(ctx, BLK_PERM_CONSISTENT_READ, BLK_PERM_ALL);
+    store->reader = blk_new(ctx, PERM_READ, BLK_PERM_ALL);
     if (blk_insert_bs(store->reader, bs, errp) < 0) {
         return false;
     }
@@ -172,6 +178,30 @@ void rwp_store_close(RwpStore *store)
     blk_unref(store->writer);
     g_free(store->node_name);
     g_free(store);
+}
+
+bool rwp_store_begin_write(RwpStore *store, Error **errp)
+{
+    GLOBAL_STATE_CODE();
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+
+    if (bdrv_is_inactive(blk_bs(store->writer))) {
+        error_setg(errp, "node '%s' is inactive, nothing can be written to it",
+                   store->node_name);
+        error_append_hint(errp, "Activate it with blockdev-set-active, if no "
+                          "other QEMU uses the image.\n");
+        return false;
+    }
+    return blk_set_perm(store->reader, PERM_STAY_ACTIVE, BLK_PERM_ALL,
+                        errp) == 0;
+}
+
+void rwp_store_end_write(RwpStore *store)
+{
+    GLOBAL_STATE_CODE();
+
+    /* Fewer permissions: it cannot fail, or we keep them */
+    blk_set_perm(store->reader, PERM_READ, BLK_PERM_ALL, NULL);
 }
 
 const char *rwp_store_node_name(RwpStore *store)

@@ -37,6 +37,18 @@ RwpStore *rwp_store_open(const char *node_name, uint64_t size,
 /** rwp_store_close: let go of the node.  @store may be NULL. */
 void rwp_store_close(RwpStore *store);
 
+/**
+ * rwp_store_begin_write: the node is going to be written to, and stays
+ * active until rwp_store_end_write().
+ *
+ * Fails if it is inactive: only reads are allowed then.  Calls do not nest.
+ * Context: main loop.
+ */
+bool rwp_store_begin_write(RwpStore *store, Error **errp);
+
+/** rwp_store_end_write: nothing is written any more.  Context: main loop. */
+void rwp_store_end_write(RwpStore *store);
+
 /** rwp_store_node_name: name of the node. */
 const char *rwp_store_node_name(RwpStore *store);
 
@@ -49,7 +61,8 @@ int coroutine_fn rwp_store_read(RwpStore *store, uint64_t offset,
 /**
  * rwp_store_write: write @bytes at @offset from @buf.  Returns 0 or -errno.
  *
- * @buf may change meanwhile; what is stored then is undefined.
+ * Only between rwp_store_begin_write() and rwp_store_end_write().  @buf may
+ * change meanwhile; what is stored then is undefined.
  */
 int coroutine_fn rwp_store_write(RwpStore *store, uint64_t offset,
                                  uint64_t bytes, const void *buf);

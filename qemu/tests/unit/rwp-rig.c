@@ -170,14 +170,19 @@ static Job *start_job(Rig *rig, RwpEvictOptions *options,
     return job;
 }
 
+static bool start_evict(RwpState *s, const RwpEvictOptions *options,
+                        Error **errp)
+{
+    return rwp_evict_start(s, NULL, options, errp);
+}
+
 Job *rig_evict(Rig *rig)
 {
     RwpEvictOptions options = { .ranges = rig->ranges };
     Job *job;
 
     g_assert(rwp_ranges_check(rig->s, rig->ranges, &error_abort));
-    rwp_state_need_store(rig->s, NULL, &error_abort);
-    job = start_job(rig, &options, rwp_evict_start);
+    job = start_job(rig, &options, start_evict);
     qapi_free_RwpRangeList(g_steal_pointer(&rig->ranges));
     return job;
 }
@@ -199,8 +204,7 @@ Job *rig_evict_by_age(Rig *rig, uint8_t min_age, uint64_t pages)
                  pages * FAKE_PAGE_SIZE,
     };
 
-    rwp_state_need_store(rig->s, NULL, &error_abort);
-    return start_job(rig, &options, rwp_evict_start);
+    return start_job(rig, &options, start_evict);
 }
 
 Job *rig_evict_begin(Rig *rig, uint64_t count)

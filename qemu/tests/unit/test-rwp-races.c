@@ -18,6 +18,7 @@
 #include "block/block.h"
 #include "system/rwp/fault.h"
 #include "system/rwp/scan.h"
+#include "system/rwp/guard.h"
 #include "rwp-rig.h"
 
 #define BATCH (RWP_BATCH_BYTES / FAKE_PAGE_SIZE)
@@ -218,11 +219,11 @@ static void test_guard(const RigKind *kind)
 
     rig_fill(0, 10);
     fake_system.blocker_error = -EBUSY;
-    g_assert(!rwp_evict_start(rig->s, &options, &err));
+    g_assert(!rwp_evict_start(rig->s, NULL, &options, &err));
     error_free(g_steal_pointer(&err));
     fake_system.blocker_error = 0;
     fake_system.discard_error = -EBUSY;
-    g_assert(!rwp_evict_start(rig->s, &options, &err));
+    g_assert(!rwp_evict_start(rig->s, NULL, &options, &err));
     error_free(g_steal_pointer(&err));
     fake_system.discard_error = 0;
     g_assert_cmpint(fake_system.blockers, ==, 0);
@@ -544,9 +545,29 @@ static void test_drained(const RigKind *kind)
     rig_free(rig);
 }
 
+/* What is being set up is not taken down by a bottom half */
+static void test_unsettled(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 1);
+
+    rwp_state_begin(rig->s);
+    g_assert(rwp_state_start(rig->s, &error_abort));
+    g_assert(rwp_guard_enter(rig->s, &error_abort));
+    qemu_bh_schedule(rig->s->settle_bh);
+    while (aio_poll(qemu_get_aio_context(), false)) {
+        continue;
+    }
+    g_assert(rig->s->active && rig->s->guarded);
+    rwp_state_end(rig->s);
+    rwp_state_settle(rig->s);
+    g_assert(!rig->s->active && !rig->s->guarded);
+    rig_free(rig);
+}
+
 static void add_tests(void)
 {
     rig_add("job/drained", test_drained);
+    rig_add("unsettled", test_unsettled);
     rig_add("discard/away", test_discard_away);
     rig_add("discard/staged", test_discard_staged);
     rig_add("discard/leaving", test_discard_leaving);
