@@ -49,6 +49,13 @@ CASES = (
      SOURCE, '', '<hostdev mode="subsystem" type="pci" managed="no"><source>'
      '<address domain="0" bus="0" slot="3" function="0"/></source>'
      '</hostdev>', ("'rwp'", 'VFIO')),
+    ('define', 'a SCSI host device (vhost-scsi)',
+     SOURCE, '', '<hostdev mode="subsystem" type="scsi_host"><source '
+     'protocol="vhost" wwpn="naa.5123456789abcde0"/></hostdev>',
+     ("'rwp'", 'vhost-scsi')),
+    ('define', 'graphics with blob resources',
+     SOURCE, '', '<video><model type="virtio" blob="on"/></video>',
+     ("'rwp'", 'blob')),
     ('define', 'virtiofs',
      SOURCE + '<access mode="shared"/>', '', '<filesystem type="mount">'
      '<driver type="virtiofs"/><source dir="/"/><target dir="x"/>'
