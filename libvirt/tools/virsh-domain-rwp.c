@@ -386,6 +386,53 @@ virshRwpJobCall(vshControl *ctl,
     return 0;
 }
 
+static virJSONValue *
+virshRwpJobFind(virJSONValue *jobs,
+                const char *id)
+{
+    size_t i;
+
+    for (i = 0; i < virJSONValueArraySize(jobs); i++) {
+        virJSONValue *job = virJSONValueArrayGet(jobs, i);
+
+        if (STREQ_NULLABLE(virJSONValueObjectGetString(job, "id"), id))
+            return job;
+    }
+
+    return NULL;
+}
+
+static bool
+virshRwpJobConcluded(virJSONValue *job)
+{
+    return STREQ_NULLABLE(virJSONValueObjectGetString(job, "status"), "concluded");
+}
+
+/* Dismisses the job of an earlier --wait that did not live to do so, because
+ * virsh was killed or lost its connection: it has the ID of the next one. */
+static int
+virshRwpJobDismissOld(vshControl *ctl,
+                      virDomainPtr dom,
+                      const char *id)
+{
+    g_autoptr(virJSONValue) jobs = virshRwpCall(ctl, dom, "query-jobs", NULL);
+    virJSONValue *job;
+
+    if (!jobs)
+        return -1;
+
+    if (!(job = virshRwpJobFind(jobs, id)))
+        return 0;
+
+    if (!virshRwpJobConcluded(job)) {
+        vshError(ctl, _("job '%1$s' is still running: wait for its end, or cancel it with the QMP command 'job-cancel'"),
+                 id);
+        return -1;
+    }
+
+    return virshRwpJobCall(ctl, dom, "job-dismiss", id);
+}
+
 static volatile sig_atomic_t virshRwpInterrupted;
 
 #ifndef WIN32
@@ -420,27 +467,20 @@ virshRwpJobWait(vshControl *ctl,
 
     while (true) {
         g_autoptr(virJSONValue) jobs = virshRwpCall(ctl, dom, "query-jobs", NULL);
-        virJSONValue *job = NULL;
+        virJSONValue *job;
         unsigned long long current = 0;
         unsigned long long total = 0;
         const char *error;
-        size_t i;
 
         if (!jobs)
             return false;
 
-        for (i = 0; i < virJSONValueArraySize(jobs) && !job; i++) {
-            job = virJSONValueArrayGet(jobs, i);
-            if (STRNEQ_NULLABLE(virJSONValueObjectGetString(job, "id"), id))
-                job = NULL;
-        }
-
-        if (!job) {
+        if (!(job = virshRwpJobFind(jobs, id))) {
             vshError(ctl, _("job '%1$s' has disappeared"), id);
             return false;
         }
 
-        if (STREQ_NULLABLE(virJSONValueObjectGetString(job, "status"), "concluded")) {
+        if (virshRwpJobConcluded(job)) {
             error = virJSONValueObjectGetString(job, "error");
             if (!error && !cancelled)
                 fprintf(stderr, "\r%s: [100.00 %%]", label);
@@ -507,7 +547,8 @@ virshRwpJob(vshControl *ctl,
                               "s:job-id", id,
                               "A:ranges", &ranges,
                               "b:auto-dismiss", !wait,
-                              NULL) < 0)
+                              NULL) < 0 ||
+        virshRwpJobDismissOld(ctl, dom, id) < 0)
         return false;
 
 #ifndef WIN32

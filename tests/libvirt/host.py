@@ -41,6 +41,7 @@ from qemu.machine.qtest import QEMUQtestProtocol                  # noqa: E402
 
 LIBVIRT = os.environ.get('RWP_LIBVIRT_BUILD') or \
     os.path.join(os.path.dirname(QEMU_BUILD), 'libvirt')
+VIRSH = [os.path.join(LIBVIRT, 'tools', 'virsh'), '-c', 'qemu:///system']
 # Below /run, as libvirt/configure has it
 STATE = '/run/rwp-libvirt'
 QEMU = os.path.join(STATE, 'qemu', 'qemu-system-x86_64')
@@ -212,13 +213,20 @@ class Host:
     def virsh(*arguments, readonly=False, progress=False):
         """What virsh prints; @progress: with progress reports."""
         result = subprocess.run(
-            [os.path.join(LIBVIRT, 'tools', 'virsh'), '-c', 'qemu:///system']
-            + ['-r'] * readonly + list(arguments), env=ENVIRONMENT,
+            VIRSH + ['-r'] * readonly + list(arguments), env=ENVIRONMENT,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, check=False, timeout=LIMIT)
         if result.returncode:
             raise VirshError(result.stderr.strip())
         return (result.stdout + result.stderr * progress).strip()
+
+    @staticmethod
+    def begin(*arguments):
+        """A virsh that goes on by itself; its process."""
+        return subprocess.Popen(
+            VIRSH + list(arguments), env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL)
 
     def ids(self):
         """User and group of the guests."""

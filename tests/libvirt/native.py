@@ -164,6 +164,31 @@ def restart(tap, host, guest):
               f'{number(host, "fetch.requested")} requested')
 
 
+def left_behind(tap, host, guest):
+    """The job of a --wait that was killed, which nobody dismisses."""
+    command = ('domrwp-evict', guest.name, '--offset', str(START),
+               '--length', str(SIZE))
+    virsh = host.begin(*command, '--speed', '64K', '--wait')
+    wait_for('the job', lambda: host.qmp(guest.name, 'query-jobs'))
+    virsh.kill()
+    virsh.wait()
+    said = host.refused(*command, '--wait')
+    tap.check("'rwp-evict-pc.ram' is still running" in said,
+              'a job of a virsh that was killed goes on, as virsh says', said)
+    for job in host.qmp(guest.name, 'query-jobs'):
+        host.qmp(guest.name, 'job-cancel', id=job['id'])
+    wait_for('its end', lambda: all(
+        job['status'] == 'concluded'
+        for job in host.qmp(guest.name, 'query-jobs')))
+    job = host.qmp(guest.name, 'query-jobs')
+    said = host.refused(*command, '--wait')
+    tap.check(job and not said and number(host, 'evicted') >= SIZE and
+              not host.qmp(guest.name, 'query-jobs'),
+              'it is dismissed by the next domrwp-evict', said or job)
+    bad = guest.intact()
+    tap.check(not bad, 'after that, the memory is intact', bad)
+
+
 def save(tap, host, guest):
     path = os.path.join(IMAGES, 'saved')
     evict_all = ('domrwp-evict', guest.name, '--offset', str(START),
@@ -242,6 +267,7 @@ def main():
                         (evict, host, guest, path),
                         (statistics, host, guest),
                         (restart, host, guest),
+                        (left_behind, host, guest),
                         (save, host, guest),
                         (end, host, guest, path)))
         guest.close()
