@@ -205,6 +205,62 @@ static void ownership(enum kind kind)
 	CHECK(armed(m.p), "a foreign descriptor disarmed");
 }
 
+/* With the limit lowered to the present number of VMAs, and room more */
+static int unreg_at_limit(int fd, void *p, size_t len, int room)
+{
+	static const char knob[] = "/proc/sys/vm/max_map_count";
+	static char maps[1 << 16];
+	char old[32], limit[32];
+	int ret, n = 0, vmas = 0, f = open("/proc/self/maps", O_RDONLY);
+
+	for (ssize_t got = 1; got > 0; n += got)
+		got = read(f, maps + n, sizeof(maps) - 1 - n);
+	close(f);
+	maps[n] = 0;
+	for (char *line = strtok(maps, "\n"); line; line = strtok(NULL, "\n"))
+		vmas += !strstr(line, "[vsyscall]");	/* that is none */
+	snprintf(old, sizeof(old), "%ld", get(knob));
+	snprintf(limit, sizeof(limit), "%d", vmas + room);
+	if (!set(knob, limit))
+		skip("the limit cannot be changed");
+	ret = unreg(fd, p, len);
+	set(knob, old);
+	return ret;
+}
+
+/* Unregistering a part that has no VMAs left to be split off disarms nothing */
+static void unregister_limit(enum kind kind)
+{
+	struct mem m = mem_new(kind, RW);
+	int fd = uffd_open(F_RWP | F_RWP_ASYNC);
+	/* Mappings of hugetlbfs are never merged */
+	int merged = kind_huge(kind) ? -ENOMEM : 0;
+	size_t psz = m.psz;
+
+	mem_fill(&m);
+	EQ(reg(fd, m.p, m.len, R_RWP), 0);
+	EQ(rwprotect(fd, m.p, m.len, M_RWP), 0);
+	for (int room = 0; room < 2; room++) {
+		EQ(unreg_at_limit(fd, m.p + 3 * psz, psz, room), -ENOMEM);
+		for (int i = 0; i < NPAGES; i++)
+			CHECK(armed(m.p + i * psz), "page %d, room %d", i, room);
+	}
+	EQ(unreg_at_limit(fd, m.p + 3 * psz, psz, 2), 0);
+	for (int i = 0; i < NPAGES; i++)
+		CHECK(bit57(m.p + i * psz) == (i != 3), "page %d", i);
+	/* Both neighbours of page 3 can be added to it without a new VMA */
+	EQ(unreg_at_limit(fd, m.p + 2 * psz, psz, 0), merged);
+	EQ(bit57(m.p + 2 * psz), !!merged);
+	EQ(unreg_at_limit(fd, m.p + 4 * psz, psz, 0), merged);
+	EQ(bit57(m.p + 4 * psz), !!merged);
+	/* But page 6, with page 5 still registered, cannot; all of it can */
+	EQ(unreg_at_limit(fd, m.p + 6 * psz, psz, 1), -ENOMEM);
+	CHECK(armed(m.p + 6 * psz), "disarmed");
+	EQ(unreg_at_limit(fd, m.p, m.len, 0), 0);
+	CHECK(!bit57(m.p) && !bit57(m.p + 7 * psz), "still armed");
+	mem_check(&m, "content");
+}
+
 static const struct test tests[] = {
 	{ "api-errno", api_errno },
 	{ "ioctls-mask", ioctls_mask, ALL_KINDS },
@@ -214,6 +270,7 @@ static const struct test tests[] = {
 	{ "rwprotect-hugetlb", rwprotect_hugetlb, K(HUGETLB) | K(HUGETLB_PRIV) },
 	{ "set-mode-errno", set_mode_errno },
 	{ "ownership", ownership, ALL_KINDS },
+	{ "unregister-limit", unregister_limit, ALL_KINDS },
 	{ }
 };
 
