@@ -261,6 +261,31 @@ static void unregister_limit(enum kind kind)
 	mem_check(&m, "content");
 }
 
+/* What is not registered does not matter, nor where the range ends in it */
+static void unregister_end(enum kind kind)
+{
+	struct mem huge = mem_new(kind, RW);
+	int fd = uffd_open(F_RWP);
+	int flags = MAP_FIXED | (kind_private(kind) ? MAP_PRIVATE : MAP_SHARED);
+	char *p = mmap(NULL, 2 * huge.psz, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+		       -1, 0), *at;
+
+	CHECK(p != MAP_FAILED, "%m");
+	at = (char *)(((uintptr_t)p + huge.psz) & ~(huge.psz - 1));
+	munmap(p, 2 * huge.psz);
+	p = mmap(at - 4096, 4096, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	CHECK(p == at - 4096, "%m");
+	CHECK(mmap(at, huge.psz, RW, flags, huge.fd, 0) == at, "%m");
+	EQ(reg(fd, p, 4096, R_MISSING), 0);
+	EQ(unreg(fd, p, 2 * 4096), 0);
+	CHECK(!vmflag(p, "um"), "still registered");
+	/* But registered it does */
+	EQ(reg(fd, p, 4096, R_MISSING), 0);
+	EQ(reg(fd, at, huge.psz, R_RWP), 0);
+	EQ(unreg(fd, p, 2 * 4096), -EINVAL);
+	CHECK(vmflag(p, "um") && vmflag(at, "ur"), "half unregistered");
+}
+
 static const struct test tests[] = {
 	{ "api-errno", api_errno },
 	{ "ioctls-mask", ioctls_mask, ALL_KINDS },
@@ -271,6 +296,7 @@ static const struct test tests[] = {
 	{ "set-mode-errno", set_mode_errno },
 	{ "ownership", ownership, ALL_KINDS },
 	{ "unregister-limit", unregister_limit, ALL_KINDS },
+	{ "unregister-end", unregister_end, K(HUGETLB) | K(HUGETLB_PRIV) },
 	{ }
 };
 
