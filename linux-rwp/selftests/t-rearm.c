@@ -293,8 +293,9 @@ static void rearm_thp(enum kind kind)
 }
 
 /*
- * A huge page of a file is unmapped, as by UFFDIO_RWPROTECT; but not while there
- * are pages in it that were not reported.
+ * A huge page of a file is unmapped, as by UFFDIO_RWPROTECT; but not if a part of
+ * it was not reported by this call, neither asked for nor fitting into the output:
+ * accesses to that part would be forgotten.
  */
 static void rearm_thp_shmem(enum kind kind)
 {
@@ -308,8 +309,16 @@ static void rearm_thp_shmem(enum kind kind)
 	EQ(r.pages, 100);
 	EQ(r.walk_end, (uintptr_t)p + 100 * 4096);
 	CHECK(hot(p) && hot(p + 511 * 4096), "pages were forgotten");
+	p[0] = 1;
 	r = rearm_as(p + 100 * 4096, 412 * 4096, 4096, MAX_REGIONS, 0, C_ACCESSED);
 	EQ(r.pages, 412);
+	CHECK(hot(p), "an access between the two was forgotten");
+	r = rearm_as(p, HP / 2, 4096, MAX_REGIONS, 0, C_ACCESSED);
+	EQ(r.pages, 256);
+	CHECK(hot(p) && hot(p + 511 * 4096), "the other half was forgotten");
+	CHECK(cat(p, 4096) & C_HUGE, "not huge any more");
+	r = rearm_as(p, HP, 4096, MAX_REGIONS, 0, C_ACCESSED);
+	EQ(r.pages, 512);
 	EQ(cat(p, 4096) & C_ACCESSED, 0);
 	EQ(p[0], 1);
 	CHECK(hot(p), "touched and not hot");
