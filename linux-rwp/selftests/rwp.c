@@ -255,14 +255,22 @@ __s64 uffd_move(int fd, void *dst, void *src, size_t len)
 	return ret ? ret : c.copy;
 }
 
-int pagemap_scan(struct s_arg *a)
+int pagemap_scan_of(pid_t pid, struct s_arg *a)
 {
-	int fd = open("/proc/self/pagemap", O_RDONLY);
-	int n = ioctl(fd, U_PAGEMAP_SCAN, a);
+	char path[64];
+	int fd, n;
 
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	fd = open(path, O_RDONLY);
+	n = ioctl(fd, U_PAGEMAP_SCAN, a);
 	n = n < 0 ? -errno : n;
 	close(fd);
 	return n;
+}
+
+int pagemap_scan(struct s_arg *a)
+{
+	return pagemap_scan_of(getpid(), a);
 }
 
 bool can_rearm(void)

@@ -131,8 +131,9 @@ int set_mode(int fd, __u64 enable, __u64 disable);
 int wake(int fd, void *p, size_t len);
 __s64 uffd_move(int fd, void *dst, void *src, size_t len);
 
-/* PAGEMAP_SCAN of this process: the number of regions, or -errno */
+/* PAGEMAP_SCAN of this process, or another: the number of regions, or -errno */
 int pagemap_scan(struct s_arg *a);
+int pagemap_scan_of(pid_t pid, struct s_arg *a);
 bool can_rearm(void);				/* PM_SCAN_RWP_REARM, linux-rwp only */
 
 /* What the kernel says of the page at p */

@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "rwp.h"
+#include <sys/wait.h>
 
 #define RW (PROT_READ | PROT_WRITE)
 #define HP (2ul << 20)
@@ -324,6 +325,60 @@ static void rearm_thp_shmem(enum kind kind)
 	CHECK(hot(p), "touched and not hot");
 }
 
+/*
+ * Memory of another process, which may be one that we may only read, is armed if
+ * that cannot stop it: in asynchronous mode.
+ */
+static void rearm_foreign(enum kind kind)
+{
+	struct mem m = mem_new(kind, RW);
+	struct s_arg a = {
+		.size = sizeof(a), .flags = S_RWP_REARM, .start = (uintptr_t)m.p,
+		.end = (uintptr_t)m.p + m.len, .category_mask = C_ACCESSED,
+		.return_mask = C_ACCESSED, .vec_len = 1,
+	};
+	struct s_region r;
+	int status, up[2], down[2], fd;
+	char c;
+	pid_t pid;
+
+	need_rearm();
+	CHECK(!pipe(up) && !pipe(down), "%m");
+	pid = fork();
+	if (!pid) {
+		close(up[0]);
+		close(down[1]);
+		fd = uffd_open(F_RWP | F_RWP_ASYNC);
+		EQ(set_mode(fd, 0, F_RWP_ASYNC), 0);
+		mem_fill(&m);
+		EQ(reg(fd, m.p, m.len, R_RWP), 0);
+		EQ(write(up[1], "s", 1), 1);		/* synchronous */
+		EQ(read(down[0], &c, 1), 1);
+		for (int i = 0; i < NPAGES; i++)
+			CHECK(hot(m.p + i * m.psz), "page %d: armed by another", i);
+		EQ(set_mode(fd, F_RWP_ASYNC, 0), 0);
+		EQ(write(up[1], "a", 1), 1);
+		EQ(read(down[0], &c, 1), 1);
+		check_armed(&m, 0xff);
+		mem_check(&m, "armed by another");
+		_exit(0);
+	}
+	close(up[1]);
+	close(down[0]);
+	a.vec = (uintptr_t)&r;
+	EQ(read(up[0], &c, 1), 1);
+	EQ(pagemap_scan_of(pid, &a), 0);
+	EQ(a.walk_end, a.end);
+	EQ(write(down[1], "", 1), 1);
+	CHECK(read(up[0], &c, 1) == 1, "the other process failed");
+	EQ(pagemap_scan_of(pid, &a), 1);
+	EQ(r.start, a.start);
+	EQ(r.end, a.end);
+	EQ(write(down[1], "", 1), 1);
+	waitpid(pid, &status, 0);
+	EQ(status, 0);
+}
+
 static const struct test tests[] = {
 	{ "rearm-errno", rearm_errno },
 	{ "wp-rearm", wp_rearm },
@@ -337,6 +392,7 @@ static const struct test tests[] = {
 	{ "rearm-prot", rearm_prot, ALL_KINDS },
 	{ "rearm-thp", rearm_thp },
 	{ "rearm-thp-shmem", rearm_thp_shmem },
+	{ "rearm-foreign", rearm_foreign, ALL_KINDS },
 	{ }
 };
 
