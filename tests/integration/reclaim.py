@@ -26,15 +26,15 @@ sys.path.insert(0, HERE)
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), 'bench'))
 # pylint: disable=wrong-import-position
 import peers                                                    # noqa: E402
-from guestvm import (GuestVM, MIB, PAGE, Tap, have_backend,     # noqa: E402
-                     tracked_backends)
+from guestvm import (GuestVM, MIB, PAGE, SCALE, Tap,             # noqa: E402
+                     have_backend, tracked_backends)
 
 RAM = 32 * MIB
 START = 2 * MIB
 PAGES = 7168
 # Of each CPU in the page
 PLACES = (0, 64)
-JOBS = 40
+JOBS = max(40 // SCALE, 5)
 
 
 class Group(peers.MemoryGroup):
