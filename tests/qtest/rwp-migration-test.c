@@ -344,7 +344,7 @@ static void test_job(const void *variant)
     rwp_evict(vm, START, QUARTER);
     qtest_qmp_assert_success(vm->qts,
         "{ 'execute': 'migrate-set-parameters', 'arguments': { "
-        "'max-bandwidth': 1 } }");
+        "'max-bandwidth': 65536 } }");
     migrate(vm, uri);
     await_migration(vm, "active");
     {
