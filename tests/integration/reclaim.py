@@ -14,7 +14,9 @@ CPUs of the guest write to the pages that are being evicted, seldom enough that
 most are swapped out before the next time. QEMU stays for a moment between
 taking the content and removing the pages (RWP_INJECT=delay-stage).
 
-Needs root, a memory cgroup, and zram.
+Needs root, a memory cgroup, and zram. While it runs, there is swap for the whole
+machine, and what other tests say of their memory need not be so any more: it is
+skipped unless RWP_TEST_SWAP is set.
 """
 
 import contextlib
@@ -106,6 +108,8 @@ def check(tap, backend):
 
 def main():
     reason = have_backend()
+    if not os.environ.get('RWP_TEST_SWAP'):
+        reason = 'it turns on swap; set RWP_TEST_SWAP=1 if nothing else runs'
     if reason:
         print(f'1..0 # SKIP {reason}')
         return 0

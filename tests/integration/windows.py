@@ -54,6 +54,8 @@ WINDOWS = (
     ('move', 'delay-fetch', delayed_fetches),
     ('punch', 'delay-claim', lambda info: info['evict']['cancelled']),
     ('punch', 'delay-stage', lambda info: info['evict']['cancelled']),
+    # The host kernel takes away what page tables say of a touch
+    ('punch', 'delay-stage,reclaim', lambda info: info['evict']['cancelled']),
     ('punch', 'delay-punch', lambda info: info['fetch']['fault']),
     ('punch', 'delay-wake', lambda info: info['fetch']['fault']),
     ('punch', 'delay-fetch', delayed_fetches),

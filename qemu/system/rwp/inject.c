@@ -25,6 +25,7 @@ static const char *const names[RWP_INJECT__MAX] = {
     [RWP_INJECT_DELAY_PUNCH] = "delay-punch",
     [RWP_INJECT_DELAY_WAKE] = "delay-wake",
     [RWP_INJECT_DELAY_FETCH] = "delay-fetch",
+    [RWP_INJECT_RECLAIM] = "reclaim",
     [RWP_INJECT_EAGAIN] = "eagain",
 };
 

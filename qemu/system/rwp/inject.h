@@ -32,6 +32,9 @@ typedef enum RwpInject {
     RWP_INJECT_DELAY_WAKE,      /* "delay-wake": removed, not yet woken */
     RWP_INJECT_DELAY_FETCH,     /* "delay-fetch": read, not yet in place */
 
+    /* What the host kernel may do at any time */
+    RWP_INJECT_RECLAIM,         /* "reclaim": before the commit, unmap */
+
     /* Errors to return */
     RWP_INJECT_EAGAIN,          /* "eagain": every other fill fails so */
     RWP_INJECT__MAX,

@@ -493,6 +493,9 @@ void rwp_stage_commit(RwpState *s, RwpBatch *batch)
 {
     uint64_t pos = find_first_bit(batch->wanted, batch->count);
 
+    if (rwp_inject(RWP_INJECT_RECLAIM)) {
+        rwp_memory_unmap(s->mem, batch->first, batch->count);
+    }
     while (pos < batch->count) {
         uint64_t end;
 
