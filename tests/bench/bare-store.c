@@ -87,7 +87,7 @@ void sequential_write(const char *store, uint64_t offset, uint64_t bytes,
 }
 
 struct evictor {
-    int store, memfd, uffd, pagemap;
+    int store, memfd, uffd;
     uint8_t *memory;
     uint64_t offset;            /* of the memory in the store */
     uint64_t bytes;
@@ -103,17 +103,10 @@ static void remove_written(struct evictor *evictor, uint64_t pos)
     uint8_t *memory = evictor->memory + pos;
     struct uffdio_range range = { (uintptr_t)memory, size };
 
-    register_memory(evictor->uffd, memory, size,
-                    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
-    if (scan(evictor->pagemap, memory, size) != 0) {
-        errx(1, "PAGEMAP_SCAN sees pages that were not touched");
-    }
     if (fallocate(evictor->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                   pos, size) < 0) {
         err(1, "fallocate");
     }
-    register_memory(evictor->uffd, memory, size,
-                    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
     if (ioctl(evictor->uffd, UFFDIO_WAKE, &range) < 0) {
         err(1, "UFFDIO_WAKE");
     }
@@ -162,7 +155,6 @@ void evict(const char *store, uint64_t offset, uint64_t bytes,
                           UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
                           UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_MISSING_SHMEM |
                           UFFD_FEATURE_MINOR_SHMEM),
-        .pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC),
         .offset = offset,
         .bytes = bytes,
         .request = request,
@@ -170,9 +162,6 @@ void evict(const char *store, uint64_t offset, uint64_t bytes,
     };
     uint64_t start;
 
-    if (evictor.pagemap < 0) {
-        err(1, "/proc/self/pagemap");
-    }
     evictor.memory = guest_memory(evictor.memfd, bytes);
     for (size_t i = 0; i < bytes; i += sizeof(long)) {
         *(long *)(evictor.memory + i) = random();
@@ -180,7 +169,11 @@ void evict(const char *store, uint64_t offset, uint64_t bytes,
     register_memory(evictor.uffd, evictor.memory, bytes,
                     UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
     start = now_ns();
+    register_memory(evictor.uffd, evictor.memory, bytes,
+                    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
     run_threads(depth, evict_requests, &evictor);
+    register_memory(evictor.uffd, evictor.memory, bytes,
+                    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
     printf("evict-ns %lu\n", now_ns() - start);
 }
 
