@@ -30,12 +30,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), 'bench'))
 import peers                                                    # noqa: E402
 from guestvm import (GuestVM, MIB, PAGE, SCALE, Tap,             # noqa: E402
                      have_backend, tracked_backends)
+from windows import (PLACES, evict, idle, mismatch,              # noqa: E402
+                     start_writers)
 
 RAM = 32 * MIB
-START = 2 * MIB
 PAGES = 7168
-# Of each CPU in the page
-PLACES = (0, 64)
 JOBS = max(40 // SCALE, 5)
 
 
@@ -58,16 +57,6 @@ class Group(peers.MemoryGroup):
         raise peers.Skip('the memory cgroup cannot be told to reclaim')
 
 
-def mismatch(guest):
-    return guest.mismatch(0) or guest.mismatch(1)
-
-
-def evict(guest):
-    error = guest.run_job('rwp-evict', target='store0', ranges=[
-        {'offset': START, 'length': PAGES * PAGE}])
-    assert error is None, error
-
-
 def swapped_out(group):
     """Pages of the group that are in swap"""
     stat = peers.read(os.path.join(group.path, 'memory.stat')).split()
@@ -84,19 +73,16 @@ def check(tap, backend):
             GuestVM(options, RAM, cpus=2,
                     env={'RWP_INJECT': 'delay-stage'}) as guest:
         group.enter(guest.vm.get_pid())
-        for cpu, place in enumerate(PLACES):
-            guest.region(cpu, START, PAGES, offset=place)
-            guest.mode(cpu, 'COUNT')
+        start_writers(guest, PAGES)
         most = 0
         guest.meanwhile = group.reclaim
         for number in range(JOBS):
-            evict(guest)
+            evict(guest, PAGES)
             most = max(most, swapped_out(group))
             if mismatch(guest):
                 break
         guest.meanwhile = lambda: None
-        for cpu in range(len(PLACES)):
-            guest.mode(cpu, 'IDLE')
+        idle(guest)
         for cpu in range(len(PLACES)):
             guest.verify(cpu)
         found = mismatch(guest)

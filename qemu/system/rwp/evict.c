@@ -343,7 +343,7 @@ static const JobDriver evict_driver = {
     .free = rwp_job_free,
 };
 
-/* There, a registration does not lose write protection (EBUSY); see zap_trap() */
+/* On such a kernel, zap_trap() cannot drop write protection (EBUSY) */
 static bool can_trap(RwpState *s, Error **errp)
 {
     if (s->mem->tracker->type == RWP_TRACKER_TYPE_ZAP &&

@@ -261,21 +261,26 @@ static int unmap_wanted(RwpState *s, RwpBatch *batch)
     return context.ret;
 }
 
-/* Give up what is mapped for DMA */
-static void leave_pinned(RwpState *s, RwpBatch *batch)
+/* The originals of what is STAGED still remain; they count in @stat */
+static void give_up(RwpState *s, RwpBatch *batch, Stat64 *stat)
 {
-    if (!rwp_guard_pinned(s, batch->first / s->mem->chunk_pages)) {
-        return;
-    }
     for (uint64_t i = find_first_bit(batch->wanted, batch->count);
          i < batch->count;
          i = find_next_bit(batch->wanted, batch->count, i + 1)) {
         if (rwp_pages_move(s->pages, batch->first + i, RWP_PAGE_STAGED,
                            RWP_PAGE_LIVE)) {
-            stat64_add(&s->stats.evict_busy, 1);
+            stat64_add(stat, 1);
         }
     }
-    bitmap_zero(batch->wanted, batch->count);
+}
+
+/* Give up what is mapped for DMA */
+static void leave_pinned(RwpState *s, RwpBatch *batch)
+{
+    if (rwp_guard_pinned(s, batch->first / s->mem->chunk_pages)) {
+        give_up(s, batch, &s->stats.evict_busy);
+        bitmap_zero(batch->wanted, batch->count);
+    }
 }
 
 /* If there is no other batch in the chunk, pages in memory need not trap */
@@ -509,14 +514,7 @@ void rwp_stage_commit(RwpState *s, RwpBatch *batch)
 
 void rwp_stage_give_up(RwpState *s, RwpBatch *batch)
 {
-    for (uint64_t i = find_first_bit(batch->wanted, batch->count);
-         i < batch->count;
-         i = find_next_bit(batch->wanted, batch->count, i + 1)) {
-        if (rwp_pages_move(s->pages, batch->first + i, RWP_PAGE_STAGED,
-                           RWP_PAGE_LIVE)) {
-            stat64_add(&s->stats.evict_failed, 1);
-        }
-    }
+    give_up(s, batch, &s->stats.evict_failed);
 }
 
 /*

@@ -191,29 +191,28 @@ static uint64_t tracker_modes(RwpMemory *mem)
     return UFFDIO_REGISTER_MODE_WP;
 }
 
-static int tracker_trap(RwpMemory *mem, uint64_t chunk)
+static int set_traps(FakeCall call, uint64_t chunk, bool missing, bool minor)
 {
     uint64_t count = FAKE_CHUNK_PAGES;
-    int ret = fake_call_begin(FAKE_TRAP, chunk * FAKE_CHUNK_PAGES, &count);
+    int ret = fake_call_begin(call, chunk * FAKE_CHUNK_PAGES, &count);
 
     if (ret == 0) {
         QEMU_LOCK_GUARD(&fake.lock);
-        fake.trap[chunk] = true;
-        fake.minor[chunk] = !rwp_inject(RWP_INJECT_SKIP_TRAP);
+        fake.trap[chunk] |= missing;
+        fake.minor[chunk] = minor;
     }
     return ret;
 }
 
+static int tracker_trap(RwpMemory *mem, uint64_t chunk)
+{
+    return set_traps(FAKE_TRAP, chunk, true,
+                     !rwp_inject(RWP_INJECT_SKIP_TRAP));
+}
+
 static int tracker_relax(RwpMemory *mem, uint64_t chunk)
 {
-    uint64_t count = FAKE_CHUNK_PAGES;
-    int ret = fake_call_begin(FAKE_RELAX, chunk * FAKE_CHUNK_PAGES, &count);
-
-    if (ret == 0) {
-        QEMU_LOCK_GUARD(&fake.lock);
-        fake.minor[chunk] = false;
-    }
-    return ret;
+    return set_traps(FAKE_RELAX, chunk, false, false);
 }
 
 static int tracker_arm(RwpMemory *mem, uint64_t first, uint64_t count)
