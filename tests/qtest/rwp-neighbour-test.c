@@ -133,6 +133,18 @@ static void test_blob(const void *variant)
     rwp_vm_free(vm);
 }
 
+/* A processor that is there from the start; that it can do it does not matter */
+static void test_nested(const void *variant)
+{
+    RWP_VM_TEST(variant, "", "-cpu qemu64,vmx=on");
+
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_expect_error(vm, GENERIC, "vmx=off", EVICT_START);
+    rwp_expect_state(vm, START, SIZE, "resident");
+    rwp_check(vm, START, SIZE, 1);
+    rwp_vm_free(vm);
+}
+
 /* The same for devices that pin memory.  That they exist does not matter. */
 static void test_pinning_comes(const void *variant)
 {
@@ -335,6 +347,7 @@ int main(int argc, char **argv)
 
     rwp_add_tests("rwp-neighbour", "vhost-user", test_vhost_user);
     rwp_add_tests("rwp-neighbour", "blob", test_blob);
+    rwp_add_tests("rwp-neighbour", "nested", test_nested);
     rwp_add_tests("rwp-neighbour", "pinning-comes", test_pinning_comes);
     rwp_add_tests("rwp-neighbour", "dump", test_dump);
     rwp_add_tests("rwp-neighbour", "memsave", test_memsave);

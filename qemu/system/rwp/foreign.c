@@ -1,9 +1,9 @@
 /*
- * Devices that access guest memory behind QEMU's back
+ * Who accesses guest memory behind QEMU's back
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Three kinds of them do not fit evicted pages:
+ * Three kinds of devices do not fit evicted pages:
  *
  *   Other processes to which QEMU hands the memfd of the guest: vhost-user
  *   backends, among them virtiofsd, and remote devices.  The tracker does
@@ -19,6 +19,15 @@
  *   which guard.c notices; here they are found by name, for those that do
  *   not (VFIO with x-balloon-allowed=on, vfio-ap, vfio-ccw), and for a
  *   message that says who it is.
+ *
+ * Nor do guests of the guest on Intel processors.  While one runs, the
+ * processor writes to its virtual-APIC page and posted-interrupt descriptor,
+ * which are pages of our guest, by their physical address: they lose their
+ * entries without a fault, look unused, and are replaced under its hands.  Linux
+ * before 6.13 does not even say that they are pinned.  Which guest will run
+ * guests nobody knows, so the processor's feature counts.  (AMD processors
+ * write to guest memory through page tables; KVM has pages of their guests
+ * only for a moment.)
  *
  * There is no list of any kind, so devices are found by the names of their
  * types, or a property, and network backends by their driver.
@@ -89,11 +98,25 @@ static bool look_at(Search *search, const char *kind, const char *name,
     return search->reason != NULL;
 }
 
+static bool property_is_on(Object *obj, const char *name)
+{
+    return object_property_find(obj, name) &&
+           object_property_get_bool(obj, name, NULL);
+}
+
 static int look_at_object(Object *obj, void *opaque)
 {
-    return look_at(opaque, "", object_get_typename(obj),
-                   object_property_find(obj, "blob") &&
-                   object_property_get_bool(obj, "blob", NULL));
+    Search *search = opaque;
+    const char *type = object_get_typename(obj);
+
+    if (property_is_on(obj, "vmx")) {
+        search->kind = "";
+        search->name = type;
+        search->reason = "with vmx=on lets nested guests write to memory "
+                         "without a fault; start QEMU with -cpu ...,vmx=off";
+        return true;
+    }
+    return look_at(search, "", type, property_is_on(obj, "blob"));
 }
 
 static bool find_foreigner(Search *search)
