@@ -107,20 +107,10 @@ static int move_populated(RwpMemory *mem, uint64_t first, uint64_t count,
                            fn, opaque);
 }
 
-static void count_pages(void *opaque, uint64_t first, uint64_t count)
+static int move_present(RwpMemory *mem, uint64_t first, uint64_t count,
+                        RwpRunFunc *fn, void *opaque)
 {
-    uint64_t *total = opaque;
-
-    *total += count;
-}
-
-static int64_t move_resident(RwpMemory *mem)
-{
-    uint64_t pages = 0;
-    int ret = rwp_memory_scan(mem, 0, mem->nb_pages, RWP_PAGE_IS_PRESENT,
-                              count_pages, &pages);
-
-    return ret < 0 ? ret : pages * mem->page_size;
+    return rwp_memory_scan(mem, first, count, RWP_PAGE_IS_PRESENT, fn, opaque);
 }
 
 const RwpPagerOps rwp_pager_move = {
@@ -135,5 +125,5 @@ const RwpPagerOps rwp_pager_move = {
     .give_back = move_give_back,
     .remove = move_remove,
     .populated = move_populated,
-    .resident = move_resident,
+    .present = move_present,
 };

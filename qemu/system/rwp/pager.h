@@ -80,7 +80,12 @@ struct RwpPagerOps {
     int (*populated)(RwpMemory *mem, uint64_t first, uint64_t count,
                      RwpRunFunc *fn, void *opaque);
 
-    /* Bytes of host memory that the pages occupy, or -errno */
+    /*
+     * Report pages in host memory; or, of all pages, the bytes of host memory
+     * that they occupy, or -errno.  A pager has what costs least.  Main loop.
+     */
+    int (*present)(RwpMemory *mem, uint64_t first, uint64_t count,
+                   RwpRunFunc *fn, void *opaque);
     int64_t (*resident)(RwpMemory *mem);
 };
 

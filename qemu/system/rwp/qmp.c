@@ -22,6 +22,9 @@
 #include "state.h"
 #include "store.h"
 
+/* How long a query counts pages */
+#define RESIDENT_NS (5 * SCALE_MS)
+
 void qmp_rwp_track_start(const char *id, bool has_interval,
                          uint32_t interval, Error **errp)
 {
@@ -166,7 +169,7 @@ static void fill_fetch(RwpState *s, RwpInfo *info)
 /* Where the content of the memory is, in bytes */
 static void fill_sizes(RwpState *s, RwpInfo *info)
 {
-    int64_t resident = s->mem->pager->resident(s->mem);
+    uint64_t resident = rwp_resident_bytes(s->resident, RESIDENT_NS);
 
     info->size = s->mem->size;
     info->evicted = rwp_state_page_bytes(s, rwp_pages_count(s->pages,
@@ -174,7 +177,7 @@ static void fill_sizes(RwpState *s, RwpInfo *info)
     info->zero = rwp_state_page_bytes(s, rwp_pages_count(s->pages,
                                                          RWP_PAGE_ZERO));
     /* Pages on the move can be counted twice */
-    info->resident = MIN(MAX(resident, 0),
+    info->resident = MIN(resident,
                          info->size - info->evicted - info->zero);
     info->untouched = info->size - info->evicted - info->zero -
                       info->resident;

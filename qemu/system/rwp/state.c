@@ -36,6 +36,9 @@
 #include "trace.h"
 #include "uapi.h"
 
+/* Chunks whose pages are counted in one go: 1 GiB, some milliseconds at most */
+#define RESIDENT_CHUNKS 16
+
 /* With that many pages away it may be time to settle */
 #define SETTLE_AWAY 4
 
@@ -380,6 +383,7 @@ RwpState *rwp_state_new(RAMBlock *rb, const RwpConfig *config, Error **errp)
                                          s->mem->chunk_pages,
                                          s->mem->page_size);
     }
+    s->resident = rwp_resident_new(s->mem, s->pages, RESIDENT_CHUNKS);
     s->pins = g_new0(unsigned, rwp_memory_nb_chunks(s->mem));
     s->id = g_strdup(config->id);
     s->thp = config->thp;
@@ -433,6 +437,7 @@ void rwp_state_free(RwpState *s)
     /* Reads of the store end here, which look whether the scanner runs */
     rwp_faults_free(s->faults);
     rwp_scanner_free(s->scanner);
+    rwp_resident_free(s->resident);
     rwp_guard_unhook(s);
     /* Nobody schedules it any more, and closing runs bottom halves */
     qemu_bh_delete(s->settle_bh);

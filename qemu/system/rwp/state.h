@@ -28,6 +28,7 @@
 #include "memory.h"
 #include "pages.h"
 #include "pager.h"
+#include "resident.h"
 #include "tracker.h"
 
 /* Rows of the latency histogram; row n counts [2^n, 2^(n+1)) ns */
@@ -82,6 +83,7 @@ struct RwpState {
     uint32_t default_interval;
     uint32_t readahead;
     RwpPeek *peek;
+    RwpResident *resident;      /* main loop only */
 
     /* Set with the first use, by the main loop; see rwp_state_start() */
     IOThread *fault_thread;

@@ -152,6 +152,13 @@ static int report_runs(FakeCall call, uint64_t first, uint64_t count,
     return 0;
 }
 
+static int move_present(RwpMemory *mem, uint64_t first, uint64_t count,
+                        RwpRunFunc *fn, void *opaque)
+{
+    return report_runs(FAKE_PRESENT, first, count, page_present, false, fn,
+                       opaque);
+}
+
 static int pager_populated(RwpMemory *mem, uint64_t first, uint64_t count,
                            RwpRunFunc *fn, void *opaque)
 {
@@ -182,6 +189,7 @@ const RwpPagerOps rwp_pager_move = {
     .give_back = move_give_back,
     .remove = move_remove,
     .populated = pager_populated,
+    .present = move_present,
 };
 
 /* Trackers */

@@ -44,6 +44,7 @@ typedef enum FakeCall {
     FAKE_GIVE_BACK,
     FAKE_REMOVE,
     FAKE_POPULATED,
+    FAKE_PRESENT,
     FAKE_TRAP,
     FAKE_ARM,
     FAKE_SCAN,

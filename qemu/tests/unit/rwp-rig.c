@@ -340,6 +340,11 @@ void rig_add_stays(const char *name, void (*test)(const RigKind *kind))
     add_test(name, test, &kinds[0]);
 }
 
+void rig_add_moves(const char *name, void (*test)(const RigKind *kind))
+{
+    add_test(name, test, &kinds[1]);
+}
+
 static const TypeInfo owner_info = {
     .name = OWNER_TYPE,
     .parent = TYPE_OBJECT,

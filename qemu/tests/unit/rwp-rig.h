@@ -137,9 +137,11 @@ void rig_touch(void *opaque, uint64_t first, uint64_t count);
 /**
  * rig_add: add a test for each kind, /rwp/KIND/@name.
  * rig_add_stays: only for the one whose originals stay in place.
+ * rig_add_moves: only for the other.
  */
 void rig_add(const char *name, void (*test)(const RigKind *kind));
 void rig_add_stays(const char *name, void (*test)(const RigKind *kind));
+void rig_add_moves(const char *name, void (*test)(const RigKind *kind));
 
 /** rig_main: initialise, and run what @add adds. */
 int rig_main(int argc, char **argv, void (*add)(void));

@@ -481,6 +481,52 @@ static void test_failing_commit(const RigKind *kind)
     rig_free(rig);
 }
 
+static uint64_t resident_pages(RwpResident *resident, int64_t budget_ns)
+{
+    return rwp_resident_bytes(resident, budget_ns) / FAKE_PAGE_SIZE;
+}
+
+/* The main loop has no time for more than the first part */
+static void expect_first_part(void *opaque, uint64_t first, uint64_t count)
+{
+    g_assert(first == 0 || !qemu_in_main_thread());
+}
+
+/* The main loop does not walk page tables for longer than it is told to */
+static void test_resident(const RigKind *kind)
+{
+    const uint64_t second = FAKE_CHUNK_PAGES;
+    Rig *rig = rig_new(kind, 1);
+    RwpResident *resident = rwp_resident_new(rig->s->mem, rig->s->pages, 1);
+
+    rig_fill(0, 100);
+    rig_fill(second, 200);
+    rig_fill(FAKE_NB_PAGES - 10, 10);
+    g_assert_cmpuint(resident_pages(resident, INT64_MAX), ==, 310);
+
+    fake_before(FAKE_PRESENT, expect_first_part, NULL);
+    rig_fill(second + 200, 5);
+    g_assert_cmpuint(resident_pages(resident, 0), >=, 310);
+    RIG_WAIT(resident_pages(resident, 0) == 315);
+
+    /* Without a new count the last one stays, but for what was evicted */
+    fake_fail(FAKE_PRESENT, FAKE_ANY, FAKE_ALWAYS, -ENOMEM);
+    rig_fill(second + 205, 1);
+    rig_evict_now(rig, second, 50);
+    g_assert_cmpuint(resident_pages(resident, 0), ==, 265);
+    rig_check(rig, second, 20);
+    g_assert_cmpuint(resident_pages(resident, 0), ==, 285);
+    rig_check(rig, second, 50);
+    rig_quiet(rig);
+    g_assert_cmpuint(resident_pages(resident, 0), ==, 315);
+    fake_fail(FAKE_PRESENT, FAKE_ANY, 0, 0);
+
+    RIG_WAIT(resident_pages(resident, 0) == 316);
+    resident_pages(resident, 0);
+    rwp_resident_free(resident);
+    rig_free(rig);
+}
+
 static void add_tests(void)
 {
     rig_add("evict/ranges", test_ranges);
@@ -506,6 +552,7 @@ static void add_tests(void)
     rig_add("error/calls", test_failing_calls);
     rig_add_stays("error/commit", test_failing_commit);
     rig_add("evict/by-bytes-again", test_by_bytes_again);
+    rig_add_moves("resident", test_resident);
 }
 
 int main(int argc, char **argv)
