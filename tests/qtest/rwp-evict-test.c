@@ -629,6 +629,7 @@ static void test_left_behind(const void *variant)
     }
     if (!policy) {
         g_test_skip("no file that could have large folios");
+        close(fd);
         rwp_vm_free(vm);
         return;
     }
@@ -650,6 +651,50 @@ static void test_left_behind(const void *variant)
     rwp_vm_free(vm);
 }
 
+/*
+ * To look at a page that is not there takes a page, or a large folio, which
+ * reaches over neighbours that are evicted.
+ */
+static void test_large_hole(const void *variant)
+{
+    g_autofree char *policy = NULL;
+    uint64_t before;
+    int fd;
+    RWP_VM_TEST(variant, "", "");
+
+    fd = open_memfd(vm);
+    if (fd < 0 || vm->variant->page_size > 4 * KiB) {
+        g_test_skip("no file that could have large folios");
+        close(fd);
+        rwp_vm_free(vm);
+        return;
+    }
+    rwp_fill(vm, START, SIZE, 1);
+    qtest_memset(vm->qts, START, 0, 4 * KiB);
+    qtest_qmp_assert_success(vm->qts, TRACK("100"));
+    rwp_await_cycles(vm, 4);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'rwp-track-stop', "
+                             "'arguments': { 'id': 'mem0' } }");
+    rwp_job(vm, RWP_EVICT("'target': 'store0', 'min-age': 1"));
+    g_assert_cmpuint(away(vm), >=, SIZE);
+
+    /* It has an age, but no memory */
+    rwp_job(vm, RWP_FETCH(", 'ranges': [ " RWP_RANGE " ]"),
+            (uint64_t)START, (uint64_t)4 * KiB);
+    before = file_bytes(fd);
+    policy = set_shmem_huge("always");
+    if (policy) {
+        rwp_job(vm, RWP_EVICT("'target': 'store0', 'min-age': 1"));
+        g_free(set_shmem_huge(policy));
+        g_assert_cmpuint(file_bytes(fd), <=, before);
+    } else {
+        g_test_skip("the policy for large folios cannot be set");
+    }
+    rwp_check(vm, START + 4 * KiB, SIZE - 4 * KiB, 1);
+    close(fd);
+    rwp_vm_free(vm);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -668,6 +713,7 @@ int main(int argc, char **argv)
     rwp_add_tests("rwp-evict", "reset", test_reset);
     rwp_add_tests("rwp-evict", "discard", test_discard);
     rwp_add_tests("rwp-evict", "left-behind", test_left_behind);
+    rwp_add_age_tests("rwp-evict", "large-hole", test_large_hole);
 
     return g_test_run();
 }

@@ -80,6 +80,11 @@ static int punch_buffer_set(RwpMemory *mem, void *buf, uint64_t first,
              first * mem->page_size) == MAP_FAILED) {
         return -errno;
     }
+    /*
+     * Or a page that is read where there is none comes with its neighbours,
+     * which are there then, as zeros, while they are evicted.
+     */
+    madvise(buf, size, MADV_NOHUGEPAGE);
     /* A child would keep pages in the file that are removed here */
     madvise(buf, size, MADV_DONTFORK);
     /* To read what is to leave memory is no use of it that should count */
