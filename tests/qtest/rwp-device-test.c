@@ -117,11 +117,18 @@ static bool disk_was_read(RwpVM *vm, uint64_t address, uint64_t offset,
     return memcmp(wanted, found, DISK_BYTES) == 0;
 }
 
+#define EVICT \
+    RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE " ]")
+
 /*
  * Evict memory which a read of a disk is just about to fill.  Returns
  * whether the content of the disk has arrived.
+ *
+ * @late: the read begins when the eviction has begun; in time for a page to be
+ *     taken meanwhile, if that is delayed
  */
-static bool evict_under_dma(const RwpVariant *variant, bool expect_busy)
+static bool evict_under_dma(const RwpVariant *variant, bool late,
+                            bool expect_busy)
 {
     g_autofree char *dir = rwp_scratch_dir();
     RwpSlowFile *file = rwp_slow_file_new(dir, 7);
@@ -138,12 +145,21 @@ static bool evict_under_dma(const RwpVariant *variant, bool expect_busy)
     driver_start(&driver, vm, 0);
     rwp_fill(vm, START, SIZE, 1);
     rwp_slow_file_hold(file);
+    if (late) {
+        qtest_qmp_assert_success(vm->qts, EVICT, START, SIZE);
+    }
     head = disk_request(&driver, false, 1 * MiB, START);
     rwp_slow_file_await(file);
 
-    rwp_job(vm, RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE " ]"),
-            START, SIZE);
+    if (late) {
+        g_autofree char *error = rwp_job_finish(vm, "job0");
+
+        g_assert_cmpstr(error, ==, NULL);
+    } else {
+        rwp_job(vm, EVICT, START, SIZE);
+    }
     busy = rwp_get(vm, "evict.busy");
+    g_test_message("%" PRIu64 " pages were busy", busy);
     if (expect_busy) {
         g_assert_cmpuint(busy, ==, SIZE / variant->page_size);
         rwp_expect_state(vm, START, SIZE, "resident");
@@ -170,7 +186,17 @@ static void test_dma(const void *variant)
     if (rwp_skip(variant) || rwp_slow_file_skip()) {
         return;
     }
-    g_assert_true(evict_under_dma(variant, true));
+    g_assert_true(evict_under_dma(variant, false, true));
+}
+
+static void test_dma_late(const void *variant)
+{
+    if (rwp_skip(variant) || rwp_slow_file_skip()) {
+        return;
+    }
+    setenv("RWP_INJECT", "delay-claim", 1);
+    g_assert_true(evict_under_dma(variant, true, false));
+    unsetenv("RWP_INJECT");
 }
 
 /* The same with the look at mappings left out: the test must notice */
@@ -187,7 +213,7 @@ static void test_dma_mutation(const void *opaque)
         return;
     }
     setenv("RWP_INJECT", "ignore-pins", 1);
-    g_assert_false(evict_under_dma(variant, false));
+    g_assert_false(evict_under_dma(variant, false, false));
     unsetenv("RWP_INJECT");
 }
 
@@ -615,6 +641,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
 
     rwp_add_tests("rwp-device", "dma", test_dma);
+    rwp_add_tests("rwp-device", "dma-late", test_dma_late);
     rwp_add_tests("rwp-device", "dma-mutation", test_dma_mutation);
     rwp_add_tests("rwp-device", "iothread", test_iothread);
     rwp_add_tests("rwp-device", "dimm", test_dimm);

@@ -30,7 +30,8 @@ void rwp_guard_leave(RwpState *s);
  *
  * The host kernel may then write there without a fault: what is copied
  * now, or removed now, may be changed afterwards unnoticed.  A mapping that
- * is made later does no harm, because its first access faults.
+ * is made after a page has lost its entry does no harm, because its first
+ * access faults.
  * Context: any thread.
  */
 bool rwp_guard_pinned(RwpState *s, uint64_t chunk);

@@ -64,29 +64,45 @@ static void move_buffer_reset(RwpMemory *mem, void *buf, uint64_t count)
     madvise(buf, count * mem->page_size, MADV_DONTNEED);
 }
 
-static int64_t move_take(RwpMemory *mem, uint64_t first, uint64_t count,
-                         void *buf)
+/* Returns the number of bytes moved, or -errno if there are none */
+static int64_t move(RwpMemory *mem, uint64_t dst, uint64_t src, uint64_t total)
 {
-    uint64_t total = count * mem->page_size;
     uint64_t done = 0;
 
     while (done < total) {
         struct uffdio_move move = {
-            .dst = (uintptr_t)buf + done,
-            .src = rwp_memory_host(mem, first) + done,
+            .dst = dst + done,
+            .src = src + done,
             .len = total - done,
         };
 
         if (rwp_memory_fill(mem, UFFDIO_MOVE, &move) == 0) {
-            return count;
+            return total;
         }
         if (move.move > 0) {
             done += move.move;
         } else if (errno != EAGAIN) {
-            return done ? done / mem->page_size : -errno;
+            return done ?: -errno;
         }
     }
-    return count;
+    return total;
+}
+
+static int64_t move_take(RwpMemory *mem, uint64_t first, uint64_t count,
+                         void *buf)
+{
+    int64_t moved = move(mem, (uintptr_t)buf, rwp_memory_host(mem, first),
+                         count * mem->page_size);
+
+    return moved < 0 ? moved : moved / mem->page_size;
+}
+
+static int move_put_back(RwpMemory *mem, uint64_t page, void *buf)
+{
+    int64_t moved = move(mem, rwp_memory_host(mem, page), (uintptr_t)buf,
+                         mem->page_size);
+
+    return MIN(moved, 0);
 }
 
 static int move_give_back(RwpMemory *mem, uint64_t page, void *buf)
@@ -123,6 +139,7 @@ const RwpPagerOps rwp_pager_move = {
     .buffer_reset = move_buffer_reset,
     .take = move_take,
     .give_back = move_give_back,
+    .put_back = move_put_back,
     .remove = move_remove,
     .populated = move_populated,
     .present = move_present,

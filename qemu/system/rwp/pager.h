@@ -67,6 +67,12 @@ struct RwpPagerOps {
     int (*give_back)(RwpMemory *mem, uint64_t page, void *buf);
 
     /*
+     * Undo take of one page that nobody can have put in place since: not a copy
+     * comes back, but the very memory.  NULL if it stays.
+     */
+    int (*put_back)(RwpMemory *mem, uint64_t page, void *buf);
+
+    /*
      * Remove pages.  Returns the number of pages removed from @first on; if
      * that is less than @count, the page after them is still there, but its
      * content is lost.

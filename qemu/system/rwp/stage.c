@@ -31,7 +31,9 @@
  * Memory that is mapped for DMA is neither staged nor removed: the host
  * kernel can write to it without any access that traps, if it looked the page
  * up before that lost its entry.  Whoever maps memory says so before, so what
- * counts is whether it is mapped after that.
+ * counts is whether it is mapped after that.  (A page that was moved aside is
+ * moved back then.  The kernel does not move what is pinned, but not all DMA
+ * pins: some just take a reference.)
  *
  * The guest may write to what the store is being given, as it may to the
  * buffers of its own requests, so block drivers put up with it.  The page was
@@ -193,6 +195,20 @@ static void unclaim(RwpState *s, RwpBatch *batch, uint64_t page, int err)
     }
 }
 
+/*
+ * A LEAVING page was moved aside.  If it was mapped for DMA just before, it is
+ * that memory which the device writes to.
+ */
+static void moved_aside(RwpState *s, RwpBatch *batch, uint64_t page, void *buf)
+{
+    if (rwp_guard_pinned(s, page / s->mem->chunk_pages) &&
+        s->mem->pager->put_back(s->mem, page, buf) == 0) {
+        unclaim(s, batch, page, -EBUSY);
+    } else {
+        rwp_pages_finish(s->pages, page, RWP_PAGE_STAGED);
+    }
+}
+
 static void take_run(void *opaque, uint64_t first, uint64_t count)
 {
     RunContext *context = opaque;
@@ -201,15 +217,15 @@ static void take_run(void *opaque, uint64_t first, uint64_t count)
     bool stays = s->mem->pager->stays;
 
     while (count) {
-        int64_t taken = s->mem->pager->take(s->mem, first, count,
-            batch->buf + (first - batch->first) * s->mem->page_size);
+        uint8_t *buf = batch->buf + (first - batch->first) * s->mem->page_size;
+        int64_t taken = s->mem->pager->take(s->mem, first, count, buf);
 
         if (taken < 0) {
             unclaim(s, batch, first, taken);
             taken = 1;
         } else if (!stays) {
             for (int64_t i = 0; i < taken; i++) {
-                rwp_pages_finish(s->pages, first + i, RWP_PAGE_STAGED);
+                moved_aside(s, batch, first + i, buf + i * s->mem->page_size);
             }
         }
         first += taken;

@@ -91,6 +91,11 @@ static int move_give_back(RwpMemory *mem, uint64_t page, void *buf)
     return fake_place_pages(FAKE_GIVE_BACK, page, 1, buf, NULL);
 }
 
+static int move_put_back(RwpMemory *mem, uint64_t page, void *buf)
+{
+    return fake_place_pages(FAKE_PUT_BACK, page, 1, buf, NULL);
+}
+
 static int64_t punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)
 {
     uint64_t done = count;
@@ -187,6 +192,7 @@ const RwpPagerOps rwp_pager_move = {
     .buffer_reset = buffer_reset,
     .take = pager_take,
     .give_back = move_give_back,
+    .put_back = move_put_back,
     .remove = move_remove,
     .populated = pager_populated,
     .present = move_present,

@@ -42,6 +42,7 @@ typedef enum FakeCall {
     FAKE_BUFFER_NEW,
     FAKE_TAKE,
     FAKE_GIVE_BACK,
+    FAKE_PUT_BACK,
     FAKE_REMOVE,
     FAKE_POPULATED,
     FAKE_PRESENT,
@@ -56,6 +57,7 @@ typedef enum FakeCall {
     FAKE_WAKE,
     FAKE_COPY,
     FAKE_ZERO,
+    FAKE_POISON,
     FAKE_READ_FAULTS,
     FAKE__MAX,
 } FakeCall;
@@ -84,8 +86,10 @@ uint64_t fake_calls(FakeCall call);
 /*
  * Guest accesses.  A page that was written @value is full of a pattern made
  * of it; 0 makes a page of zeros.  Reads check the whole pattern.  Both
- * wait until the page can be accessed.
+ * wait until the page can be accessed.  FAKE_SIGBUS: it has a hardware error.
  */
+#define FAKE_SIGBUS UINT64_MAX
+
 void fake_write(uint64_t page, uint64_t value);
 uint64_t fake_read(uint64_t page);
 

@@ -294,6 +294,40 @@ static void write_and_unpin(void *opaque, uint64_t first, uint64_t count)
                          FAKE_PAGE_SIZE);
 }
 
+/*
+ * DMA that begins before the page is moved aside, to memory that was looked up
+ * before, and ends after that.
+ */
+static void test_dma_moved(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 1);
+
+    rig_fill(0, 10);
+    fake_before(FAKE_TAKE, pin_page, rig);
+    rig_evict_now(rig, 0, 10);
+    fake_before(FAKE_TAKE, NULL, NULL);
+    /* Otherwise it is nobody's memory any more */
+    if (fake_present(5)) {
+        fake_write_by_dma(5, NEW_VALUE);
+    }
+    g_assert_cmphex(fake_read(5), ==, NEW_VALUE);
+    rig->rb.pager->unpin(rig->rb.pager_opaque, 5 * FAKE_PAGE_SIZE,
+                         FAKE_PAGE_SIZE);
+    rig_check(rig, 0, 5);
+    rig_check(rig, 6, 4);
+
+    /* If it cannot be moved back, it is evicted */
+    fake_before(FAKE_TAKE, pin_page, rig);
+    fake_fail(FAKE_PUT_BACK, 5, 1, -ENOMEM);
+    rig_evict_now(rig, 0, 10);
+    fake_before(FAKE_TAKE, NULL, NULL);
+    g_assert_cmpuint(rig_count(rig, RWP_PAGE_EVICTED), ==, 1);
+    g_assert_cmphex(fake_read(5), ==, NEW_VALUE);
+    rig->rb.pager->unpin(rig->rb.pager_opaque, 5 * FAKE_PAGE_SIZE,
+                         FAKE_PAGE_SIZE);
+    rig_free(rig);
+}
+
 /* DMA that begins before the page loses its entry, and ends before the commit */
 static void test_dma(const RigKind *kind)
 {
@@ -579,6 +613,7 @@ static void add_tests(void)
     rig_add("guard", test_guard);
     rig_add("pinned", test_pinned);
     rig_add_stays("dma", test_dma);
+    rig_add_moves("dma", test_dma_moved);
     rig_add_stays("control", test_control);
     rig_add("storm", test_storm);
 }
