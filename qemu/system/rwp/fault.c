@@ -63,6 +63,14 @@ static void admit_page(RwpFaults *faults, uint64_t page)
     int ret = s->mem->tracker->admit(s->mem, page);
 
     trace_rwp_fault_admit(s->id, page, ret);
+    if (ret == -EIO) {
+        /*
+         * The page has a hardware error.  Who touches it has to learn that, and
+         * would do so from the kernel, if it did not trap here.
+         */
+        ret = rwp_memory_poison(s->mem, page);
+        trace_rwp_fault_poison(s->id, page, ret);
+    }
     rwp_place_finish(s, page);
 }
 

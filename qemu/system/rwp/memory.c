@@ -486,6 +486,20 @@ int rwp_memory_continue(RwpMemory *mem, uint64_t page)
     return ret == -EEXIST ? 0 : ret == -EFAULT ? -ENOENT : ret;
 }
 
+int rwp_memory_poison(RwpMemory *mem, uint64_t page)
+{
+    struct uffdio_poison poison = {
+        .range.start = rwp_memory_host(mem, page),
+        .range.len = mem->page_size,
+    };
+    int ret;
+
+    do {
+        ret = rwp_memory_fill(mem, UFFDIO_POISON, &poison) < 0 ? -errno : 0;
+    } while (ret == -EAGAIN);
+    return ret;
+}
+
 int rwp_memory_read_faults(RwpMemory *mem, struct uffd_msg *msgs, int nb)
 {
     ssize_t len = RETRY_ON_EINTR(read(mem->uffd, msgs, nb * sizeof(*msgs)));

@@ -241,8 +241,15 @@ int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count);
  * rwp_memory_continue: map a page that is in the memfd, and wake.
  *
  * -ENOENT: it is not in the memfd; who waits for it was woken.
+ * -EIO: it has a hardware error; the same.
  */
 int rwp_memory_continue(RwpMemory *mem, uint64_t page);
+
+/**
+ * rwp_memory_poison: have accesses to a page that is not mapped end as those
+ * to memory with a hardware error do (SIGBUS), and wake.
+ */
+int rwp_memory_poison(RwpMemory *mem, uint64_t page);
 
 /**
  * rwp_memory_read_faults: read messages from the userfaultfd.

@@ -35,6 +35,7 @@ typedef struct FakePage {
     bool present;
     bool armed;
     bool unmapped;
+    bool poisoned;
 } FakePage;
 
 typedef struct FakeMemory {

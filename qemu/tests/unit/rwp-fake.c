@@ -145,6 +145,7 @@ void fake_set_present(uint64_t page, bool present)
     fake.pages[page].present = present;
     fake.pages[page].armed = false;
     fake.pages[page].unmapped = false;
+    fake.pages[page].poisoned = false;
     if (!present) {
         memset(fake_page_words(page), FAKE_GARBAGE, FAKE_PAGE_SIZE);
     }
@@ -182,6 +183,9 @@ static bool try_access(uint64_t page)
     FakePage *p = &fake.pages[page];
     uint64_t chunk = page / FAKE_CHUNK_PAGES;
 
+    if (p->poisoned) {
+        return true;
+    }
     if (!p->present) {
         if (fake.trap[chunk]) {
             post_locked(page, 0);
@@ -222,7 +226,9 @@ static uint64_t access_page(uint64_t page, uint64_t value, bool write,
         }
         QLIST_REMOVE(&waiter, next);
     }
-    if (write) {
+    if (fake.pages[page].poisoned) {
+        value = FAKE_SIGBUS;
+    } else if (write) {
         fill_page(fake_page_words(page), value);
     } else {
         value = check_page(page, fake_page_words(page));
@@ -477,6 +483,17 @@ int rwp_memory_copy(RwpMemory *mem, uint64_t first, uint64_t count,
                     const void *buf, uint64_t *placed)
 {
     return fake_place_pages(FAKE_COPY, first, count, buf, placed);
+}
+
+int rwp_memory_poison(RwpMemory *mem, uint64_t page)
+{
+    uint64_t count = 1;
+    int ret = fake_call_begin(FAKE_POISON, page, &count);
+
+    QEMU_LOCK_GUARD(&fake.lock);
+    fake.pages[page].poisoned = ret == 0;
+    fake_wake_range(page, 1);
+    return ret;
 }
 
 int rwp_memory_overwrite(RwpMemory *mem, uint64_t page, const void *buf)

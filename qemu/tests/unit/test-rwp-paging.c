@@ -481,6 +481,27 @@ static void test_failing_commit(const RigKind *kind)
     rig_free(rig);
 }
 
+/* Who touches a page with a hardware error learns of it, and others go on */
+static void test_poisoned(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 1);
+    Job *job;
+
+    rig_fill(0, 10);
+    fake_fail(FAKE_ADMIT, 5, FAKE_ALWAYS, -EIO);
+    job = rig_evict_begin(rig, 10);
+    g_assert_cmphex(fake_read(5), ==, FAKE_SIGBUS);
+    /* It is woken before the page is poisoned, and can have tried again then */
+    g_assert_cmpuint(fake_calls(FAKE_POISON), <=, 2);
+    rig_check(rig, 4, 1);
+    fake_store_open_gate(FAKE_STORE_WRITE);
+    g_assert_cmpint(rig_wait(job), ==, 0);
+    rig_expect(rig, 4, 2, RWP_PAGE_LIVE);
+    rig_check(rig, 0, 5);
+    rig_check(rig, 6, 4);
+    rig_free(rig);
+}
+
 static uint64_t resident_pages(RwpResident *resident, int64_t budget_ns)
 {
     return rwp_resident_bytes(resident, budget_ns) / FAKE_PAGE_SIZE;
@@ -551,6 +572,7 @@ static void add_tests(void)
     rig_add("error/write-touched", test_write_error_touched);
     rig_add("error/calls", test_failing_calls);
     rig_add_stays("error/commit", test_failing_commit);
+    rig_add_stays("error/poisoned", test_poisoned);
     rig_add("evict/by-bytes-again", test_by_bytes_again);
     rig_add_moves("resident", test_resident);
 }
