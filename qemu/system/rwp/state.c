@@ -45,6 +45,15 @@
 /* Threads that are kept for reads of the store, with aio=threads */
 #define FAULT_POOL_MIN 2
 
+/*
+ * How long the fault thread polls before it sleeps, as long as that pays.  It is
+ * more than an IOThread's default, because a read of a device mostly takes
+ * longer than that, and a vCPU waits for it.  One slow read is no reason to
+ * begin all over.
+ */
+#define FAULT_POLL_MAX_NS (150 * SCALE_US)
+#define FAULT_POLL_SHRINK 2
+
 static const RwpTrackerOps *const trackers[] = {
     [RWP_TRACKER_RWP] = &rwp_tracker_rwp,
     [RWP_TRACKER_ZAP] = &rwp_tracker_zap,
@@ -165,6 +174,8 @@ static bool start_threads(RwpState *s, Error **errp)
     }
     s->fault_ctx = iothread_get_aio_context(s->fault_thread);
     s->work_ctx = iothread_get_aio_context(s->work_thread);
+    aio_context_set_poll_params(s->fault_ctx, FAULT_POLL_MAX_NS, 0,
+                                FAULT_POLL_SHRINK, NULL);
     /* A vCPU shall not wait for a thread to be created */
     aio_context_set_thread_pool_params(s->fault_ctx, FAULT_POOL_MIN,
                                        THREAD_POOL_MAX_THREADS_DEFAULT, NULL);
