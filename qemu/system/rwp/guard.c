@@ -15,10 +15,7 @@
  * They change states, ages and counters, and never wait, except for the one
  * that a migration reads pages by.
  *
- * Works, because it is counted: DMA of devices.  A mapping is counted in
- * each chunk that it reaches into, not in each page: mappings are short,
- * and one counter for 16384 pages costs nothing.  Where a device gives back
- * less than it mapped, a chunk can stay pinned, which is safe.
+ * Works, because it is counted: DMA of devices; see pins.h.
  */
 
 #include "qemu/osdep.h"
@@ -103,38 +100,20 @@ static void guard_discard(void *opaque, uint64_t offset, uint64_t length)
 static void guard_pin(void *opaque, uint64_t offset, uint64_t length)
 {
     RwpState *s = opaque;
-    uint64_t chunk_bytes = rwp_state_page_bytes(s, s->mem->chunk_pages);
 
-    for (uint64_t chunk = offset / chunk_bytes;
-         chunk <= (offset + MAX(length, 1) - 1) / chunk_bytes; chunk++) {
-        qatomic_inc(&s->pins[chunk]);
-    }
+    rwp_pins_add(s->pins, offset, length);
 }
 
 static void guard_unpin(void *opaque, uint64_t offset, uint64_t length)
 {
     RwpState *s = opaque;
-    uint64_t chunk_bytes = rwp_state_page_bytes(s, s->mem->chunk_pages);
 
-    for (uint64_t chunk = offset / chunk_bytes;
-         chunk <= (offset + MAX(length, 1) - 1) / chunk_bytes; chunk++) {
-        unsigned pins = qatomic_read(&s->pins[chunk]);
-
-        /* A device may give back what it did not map */
-        while (pins) {
-            unsigned old = qatomic_cmpxchg(&s->pins[chunk], pins, pins - 1);
-
-            if (old == pins) {
-                break;
-            }
-            pins = old;
-        }
-    }
+    rwp_pins_remove(s->pins, offset, length);
 }
 
 bool rwp_guard_pinned(RwpState *s, uint64_t chunk)
 {
-    return qatomic_read(&s->pins[chunk]) > 0 &&
+    return rwp_pins_any(s->pins, chunk) &&
            !rwp_inject(RWP_INJECT_IGNORE_PINS);
 }
 

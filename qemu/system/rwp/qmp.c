@@ -182,8 +182,8 @@ static void fill_sizes(RwpState *s, RwpInfo *info)
     info->untouched = info->size - info->evicted - info->zero -
                       info->resident;
     info->metadata = rwp_ages_bytes(s->ages) + rwp_pages_bytes(s->pages) +
-                     rwp_memory_nb_chunks(s->mem) *
-                     (sizeof(s->mem->chunk_modes[0]) + sizeof(s->pins[0]));
+                     rwp_pins_bytes(s->pins) + rwp_memory_nb_chunks(s->mem) *
+                                               sizeof(s->mem->chunk_modes[0]);
 }
 
 /* What else is used of the host, and what bounds it */

@@ -395,7 +395,8 @@ RwpState *rwp_state_new(RAMBlock *rb, const RwpConfig *config, Error **errp)
                                          s->mem->page_size);
     }
     s->resident = rwp_resident_new(s->mem, s->pages, RESIDENT_CHUNKS);
-    s->pins = g_new0(unsigned, rwp_memory_nb_chunks(s->mem));
+    s->pins = rwp_pins_new(s->mem->size,
+                           rwp_state_page_bytes(s, s->mem->chunk_pages));
     s->id = g_strdup(config->id);
     s->thp = config->thp;
     s->default_interval = config->interval;
@@ -465,7 +466,7 @@ void rwp_state_free(RwpState *s)
     rwp_pages_free(s->pages);
     rwp_ages_free(s->ages);
     rwp_peek_free(s->peek);
-    g_free(s->pins);
+    rwp_pins_free(s->pins);
     g_free(s->own_node);
     g_free(s->id);
     g_free(s);

@@ -28,6 +28,7 @@
 #include "memory.h"
 #include "pages.h"
 #include "pager.h"
+#include "pins.h"
 #include "resident.h"
 #include "tracker.h"
 
@@ -83,6 +84,7 @@ struct RwpState {
     uint32_t default_interval;
     uint32_t readahead;
     RwpPeek *peek;
+    RwpPins *pins;
     RwpResident *resident;      /* main loop only */
 
     /* Set with the first use, by the main loop; see rwp_state_start() */
@@ -119,12 +121,6 @@ struct RwpState {
 
     RwpBatchList batches;
     RwpStats stats;
-
-    /*
-     * Mappings for DMA that reach into each chunk; atomic.  See
-     * rwp_guard_pinned().
-     */
-    unsigned *pins;
 
     QLIST_ENTRY(RwpState) next; /* see registry.h */
 };

@@ -276,6 +276,37 @@ static void test_pinned(const RigKind *kind)
     rig_free(rig);
 }
 
+/* Who unmaps memory need not say how much */
+static void test_unpinned(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 1);
+    const RAMBlockPager *pager = rig->rb.pager;
+    void *opaque = rig->rb.pager_opaque;
+    uint64_t other = FAKE_CHUNK_PAGES * FAKE_PAGE_SIZE;
+    uint64_t last = (FAKE_NB_PAGES - 1) * FAKE_PAGE_SIZE;
+
+    rig_fill(0, FAKE_NB_PAGES);
+    pager->pin(opaque, other, FAKE_PAGE_SIZE);
+    pager->pin(opaque, 0, FAKE_PAGE_SIZE);
+    pager->unpin(opaque, 0, 2 * other);
+    pager->pin(opaque, last, FAKE_PAGE_SIZE);
+    pager->unpin(opaque, last, UINT64_MAX / 2);
+    /* Never mapped */
+    pager->unpin(opaque, other + FAKE_PAGE_SIZE, FAKE_PAGE_SIZE);
+    pager->unpin(opaque, UINT64_MAX - 10, UINT64_MAX);
+
+    rig_evict_now(rig, 0, FAKE_NB_PAGES);
+    rig_expect(rig, 0, FAKE_CHUNK_PAGES, RWP_PAGE_EVICTED);
+    rig_expect(rig, FAKE_CHUNK_PAGES, FAKE_CHUNK_PAGES, RWP_PAGE_LIVE);
+    rig_expect(rig, 2 * FAKE_CHUNK_PAGES, FAKE_NB_PAGES - 2 * FAKE_CHUNK_PAGES,
+               RWP_PAGE_EVICTED);
+    pager->unpin(opaque, other, 0);
+    rig_evict_now(rig, FAKE_CHUNK_PAGES, FAKE_CHUNK_PAGES);
+    rig_expect(rig, 0, FAKE_NB_PAGES, RWP_PAGE_EVICTED);
+    rig_check(rig, 0, FAKE_NB_PAGES);
+    rig_free(rig);
+}
+
 static void pin_page(void *opaque, uint64_t first, uint64_t count)
 {
     Rig *rig = opaque;
@@ -612,6 +643,7 @@ static void add_tests(void)
     rig_add("job/overlap", test_overlap);
     rig_add("guard", test_guard);
     rig_add("pinned", test_pinned);
+    rig_add("unpinned", test_unpinned);
     rig_add_stays("dma", test_dma);
     rig_add_moves("dma", test_dma_moved);
     rig_add_stays("control", test_control);
