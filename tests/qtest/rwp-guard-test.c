@@ -237,6 +237,11 @@ static void test_inactive(void)
     rwp_expect_error(vm, GENERIC, "'own' is inactive",
                      RWP_EVICT("'target': 'own', " EVICT_ALL));
     qtest_qmp_assert_success(vm->qts, set_active, true);
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'blockdev-add', 'arguments': { 'driver': 'null-co', "
+        "'node-name': 'off', 'size': 33554432, 'active': false } }");
+    rwp_expect_error(vm, GENERIC, "'off' is inactive",
+                     RWP_EVICT("'target': 'off', " EVICT_ALL));
 
     qtest_qmp_assert_success(vm->qts, RWP_EVICT("'speed': 65536, " EVICT_ALL));
     rwp_job_await(vm, "job0", "running");
@@ -255,6 +260,37 @@ static void test_inactive(void)
     qtest_qmp_assert_success(vm->qts, set_active, true);
     rwp_job(vm, RWP_EVICT(EVICT_ALL));
     rwp_check(vm, RWP_TEST_START, 2 * MiB, 1);
+    rwp_vm_free(vm);
+}
+
+/* Nobody changes a node that is read in a drained section */
+static void test_reopen(void)
+{
+    static const char reopen[] =
+        "{ 'execute': 'blockdev-reopen', 'arguments': { 'options': [ { "
+        "'driver': 'file', 'node-name': 'file1', 'filename': %s } ] } }";
+    g_autofree char *path = NULL;
+    RwpVM *vm;
+
+    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
+        return;
+    }
+    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "store=own",
+                    "-blockdev file,node-name=file1,filename=%s/store1 "
+                    "-blockdev raw,node-name=own,file=file1 "
+                    "-blockdev null-co,node-name=copy,size=33554432");
+    path = g_build_filename(vm->dir, "store1", NULL);
+    rwp_fill(vm, RWP_TEST_START, 1 * MiB, 1);
+    qtest_qmp_assert_success(vm->qts, reopen, path);
+    rwp_job(vm, RWP_EVICT(EVICT_ALL));
+    rwp_expect_error(vm, GENERIC, "'mem0' are in it; bring them back with "
+                     "rwp-fetch", reopen, path);
+    rwp_expect_error(vm, GENERIC, "it is the store of a memory-backend-rwp",
+        "{ 'execute': 'blockdev-mirror', 'arguments': { 'job-id': 'job1', "
+        "'device': 'own', 'target': 'copy', 'sync': 'full' } }");
+    rwp_check(vm, RWP_TEST_START, 1 * MiB, 1);
+    rwp_job(vm, RWP_FETCH());
+    qtest_qmp_assert_success(vm->qts, reopen, path);
     rwp_vm_free(vm);
 }
 
@@ -415,6 +451,7 @@ int main(int argc, char **argv)
     qtest_add_func("/rwp-guard/bad-stores", test_bad_stores);
     qtest_add_func("/rwp-guard/store-in-use", test_store_in_use);
     qtest_add_func("/rwp-guard/inactive", test_inactive);
+    qtest_add_func("/rwp-guard/reopen", test_reopen);
     qtest_add_func("/rwp-guard/busy", test_busy);
     qtest_add_func("/rwp-guard/quit", test_quit);
     qtest_add_func("/rwp-guard/numa", test_numa);

@@ -21,15 +21,18 @@
 #include "qemu/osdep.h"
 #include "qemu/main-loop.h"
 #include "qapi/error.h"
+#include "block/block.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "exec/ramblock-pager.h"
 #include "migration/blocker.h"
+#include "system/rwp-reopen.h"
 #include "checksum.h"
 #include "foreign.h"
 #include "guard.h"
 #include "inject.h"
 #include "peek.h"
+#include "store.h"
 #include "trace.h"
 
 bool rwp_guard_enter(RwpState *s, Error **errp)
@@ -115,6 +118,36 @@ bool rwp_guard_pinned(RwpState *s, uint64_t chunk)
 {
     return rwp_pins_any(s->pins, chunk) &&
            !rwp_inject(RWP_INJECT_IGNORE_PINS);
+}
+
+typedef struct Reopen {
+    BlockDriverState *bs;
+    RwpState *s;                /* whose pages are there */
+} Reopen;
+
+static void check_reopen(RwpState *s, void *opaque)
+{
+    Reopen *reopen = opaque;
+
+    if (s->store && (s->job || rwp_pages_away(s->pages)) &&
+        rwp_store_uses(s->store, reopen->bs)) {
+        reopen->s = s;
+    }
+}
+
+bool rwp_allow_reopen(BlockDriverState *bs, Error **errp)
+{
+    Reopen reopen = { .bs = bs };
+
+    GLOBAL_STATE_CODE();
+
+    rwp_state_foreach(check_reopen, &reopen);
+    if (reopen.s) {
+        error_setg(errp, "node '%s' cannot be reopened: evicted pages of "
+                   "memory-backend-rwp '%s' are in it; bring them back with "
+                   "rwp-fetch first", bdrv_get_node_name(bs), reopen.s->id);
+    }
+    return !reopen.s;
 }
 
 static int guard_peek(void *opaque, uint64_t offset, uint64_t length,

@@ -10,6 +10,13 @@
  * image is inactive.  Neither queues requests while the node is drained
  * (blk_set_disable_request_queuing()), like NBD exports do.
  *
+ * Who drains a node waits for a moment without any request, which need not come
+ * while many threads touch pages.  So reads that begin in a drained section
+ * wait for its end, but not for long: whoever drains may need the page, or wait
+ * for somebody who does.  So in a drained section there can be reads, and what
+ * relies on there being none is refused while the node is the store: block jobs
+ * and the like by an op blocker, and blockdev-reopen.
+ *
  * The node may be made inactive, by an outgoing migration or by command,
  * and can still be read then.  A write would end QEMU.  So as long as
  * something is written, @reader has a permission that @writer has anyway,
@@ -18,7 +25,9 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/coroutine.h"
 #include "qemu/main-loop.h"
+#include "qemu/stats64.h"
 #include "qapi/error.h"
 #include "block/aio-wait.h"
 #include "block/block.h"
@@ -35,9 +44,18 @@ struct RwpStore {
     void *opaque;
 
     Notifier remove_notifier;   /* main loop */
-    int drained;                /* atomic */
+    Error *blocker;             /* main loop */
+    Stat64 quiet_until_ns;      /* QEMU_CLOCK_REALTIME; reads wait */
+    int drained;                /* @writer is, so often; atomic */
     unsigned pieces;            /* that have begun; atomic */
 };
+
+/*
+ * For so long after its begin, reads wait for the end of a drained section; most
+ * are shorter.  And how often they look.
+ */
+#define DRAINED_WAIT_NS (50 * SCALE_MS)
+#define DRAINED_POLL_NS (1 * SCALE_MS)
 
 /* What @reader needs at least, and while something is written */
 #define PERM_READ BLK_PERM_CONSISTENT_READ
@@ -70,10 +88,41 @@ static const BlockDevOps store_dev_ops = {
     .drained_end = store_drained_end,
 };
 
+static void reader_drained_begin(void *opaque)
+{
+    RwpStore *store = opaque;
+
+    stat64_set(&store->quiet_until_ns,
+               qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + DRAINED_WAIT_NS);
+}
+
+static void reader_drained_end(void *opaque)
+{
+    RwpStore *store = opaque;
+
+    stat64_set(&store->quiet_until_ns, 0);
+}
+
+static const BlockDevOps reader_dev_ops = {
+    .drained_begin = reader_drained_begin,
+    .drained_end = reader_drained_end,
+};
+
+/* No node may go with a blocker.  Does nothing if there is none. */
+static void store_unblock(RwpStore *store)
+{
+    if (store->blocker) {
+        bdrv_op_unblock_all(blk_bs(store->reader), store->blocker);
+        error_free(store->blocker);
+        store->blocker = NULL;
+    }
+}
+
 static void store_removed(Notifier *notifier, void *data)
 {
     RwpStore *store = container_of(notifier, RwpStore, remove_notifier);
 
+    store_unblock(store);
     store->removed(store->opaque);
 }
 
@@ -91,6 +140,20 @@ static bool store_check_size(BlockDriverState *bs, const char *node_name,
         error_setg(errp, "node '%s' is too small to be the store: it has "
                    "%" PRId64 " bytes, the memory has %" PRIu64,
                    node_name, length, size);
+        return false;
+    }
+    return true;
+}
+
+static bool store_check_active(BlockDriverState *bs, Error **errp)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+
+    if (bdrv_is_inactive(bs)) {
+        error_setg(errp, "node '%s' is inactive, nothing can be written to it",
+                   bdrv_get_node_name(bs));
+        error_append_hint(errp, "Activate it with blockdev-set-active, if no "
+                          "other QEMU uses the image.\n");
         return false;
     }
     return true;
@@ -136,7 +199,8 @@ RwpStore *rwp_store_open(const char *node_name, uint64_t size,
                    node_name);
         return NULL;
     }
-    if (!store_check_size(bs, node_name, size, errp)) {
+    if (!store_check_size(bs, node_name, size, errp) ||
+        !store_check_active(bs, errp)) {
         return NULL;
     }
 
@@ -154,6 +218,9 @@ RwpStore *rwp_store_open(const char *node_name, uint64_t size,
     blk_set_disable_request_queuing(store->writer, true);
     blk_set_force_allow_inactivate(store->writer);
     blk_set_dev_ops(store->writer, &store_dev_ops, store);
+    blk_set_dev_ops(store->reader, &reader_dev_ops, store);
+    error_setg(&store->blocker, "it is the store of a memory-backend-rwp");
+    bdrv_op_block_all(bs, store->blocker);
     store->remove_notifier.notify = store_removed;
     blk_add_remove_bs_notifier(store->reader, &store->remove_notifier);
     return store;
@@ -169,7 +236,9 @@ void rwp_store_close(RwpStore *store)
     if (store->remove_notifier.notify) {
         notifier_remove(&store->remove_notifier);
         blk_set_dev_ops(store->writer, NULL, NULL);
+        blk_set_dev_ops(store->reader, NULL, NULL);
     }
+    store_unblock(store);
     blk_unref(store->reader);
     if (store->writer && blk_bs(store->writer)) {
         /* The node survives us, and the thread that was its home does not */
@@ -183,16 +252,9 @@ void rwp_store_close(RwpStore *store)
 bool rwp_store_begin_write(RwpStore *store, Error **errp)
 {
     GLOBAL_STATE_CODE();
-    GRAPH_RDLOCK_GUARD_MAINLOOP();
 
-    if (bdrv_is_inactive(blk_bs(store->writer))) {
-        error_setg(errp, "node '%s' is inactive, nothing can be written to it",
-                   store->node_name);
-        error_append_hint(errp, "Activate it with blockdev-set-active, if no "
-                          "other QEMU uses the image.\n");
-        return false;
-    }
-    return blk_set_perm(store->reader, PERM_STAY_ACTIVE, BLK_PERM_ALL,
+    return store_check_active(blk_bs(store->writer), errp) &&
+           blk_set_perm(store->reader, PERM_STAY_ACTIVE, BLK_PERM_ALL,
                         errp) == 0;
 }
 
@@ -204,6 +266,29 @@ void rwp_store_end_write(RwpStore *store)
     blk_set_perm(store->reader, PERM_READ, BLK_PERM_ALL, NULL);
 }
 
+static bool GRAPH_RDLOCK is_below(BlockDriverState *bs, BlockDriverState *top)
+{
+    BdrvChild *child;
+
+    if (bs == top) {
+        return true;
+    }
+    QLIST_FOREACH(child, &top->children, next) {
+        if (is_below(bs, child->bs)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool rwp_store_uses(RwpStore *store, BlockDriverState *bs)
+{
+    GLOBAL_STATE_CODE();
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+
+    return blk_bs(store->writer) && is_below(bs, blk_bs(store->writer));
+}
+
 const char *rwp_store_node_name(RwpStore *store)
 {
     return store->node_name;
@@ -212,8 +297,13 @@ const char *rwp_store_node_name(RwpStore *store)
 int coroutine_fn rwp_store_read(RwpStore *store, uint64_t offset,
                                 uint64_t bytes, void *buf)
 {
-    int ret = blk_co_pread(store->reader, offset, bytes, buf, 0);
+    int ret;
 
+    while (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) <
+           stat64_get(&store->quiet_until_ns)) {
+        qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, DRAINED_POLL_NS);
+    }
+    ret = blk_co_pread(store->reader, offset, bytes, buf, 0);
     return MIN(ret, 0);
 }
 

@@ -7,11 +7,11 @@
  * nothing to allocate or to look up.  The node is at least as large as the
  * memory and is used for nothing else.
  *
- * Accesses are never held up by a drained section: a thread that waits for
- * a page, or for the end of a job, may be the one that the end of the section
- * waits for.  Instead the jobs, which access the node in pieces, begin no
- * piece while somebody wants the node to be quiet, and the section waits for
- * those that have begun.
+ * Accesses are never held up by a drained section for longer than some
+ * milliseconds: a thread that waits for a page, or for the end of a job, may be
+ * the one that the end of the section waits for.  Instead the jobs, which
+ * access the node in pieces, begin no piece while somebody wants the node to be
+ * quiet, and the section waits for those that have begun.
  *
  * Context: opening and closing in the main loop with the BQL, everything
  * else in coroutines of any thread.
@@ -48,6 +48,9 @@ bool rwp_store_begin_write(RwpStore *store, Error **errp);
 
 /** rwp_store_end_write: nothing is written any more.  Context: main loop. */
 void rwp_store_end_write(RwpStore *store);
+
+/** rwp_store_uses: whether @bs is the node, or one below.  Main loop. */
+bool rwp_store_uses(RwpStore *store, BlockDriverState *bs);
 
 /** rwp_store_node_name: name of the node. */
 const char *rwp_store_node_name(RwpStore *store);

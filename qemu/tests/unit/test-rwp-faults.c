@@ -11,7 +11,7 @@
 #include "qemu/osdep.h"
 #include "qemu/main-loop.h"
 #include "qapi/error.h"
-#include "block/block.h"
+#include "block/block_int.h"
 #include "system/rwp/fault.h"
 #include "system/rwp/peek.h"
 #include "system/rwp/registry.h"
@@ -451,6 +451,61 @@ static void test_quit_silent_peek(const RigKind *kind)
     expect_end();
 }
 
+/* Another page is touched while the main loop waits for the first */
+static void *touch_while_drained(void *opaque)
+{
+    Rig *rig = opaque;
+    FakeTouch *touch;
+
+    while (!qatomic_read(&rig->bs->quiesce_counter)) {
+        g_usleep(100);
+    }
+    touch = fake_touch_start(6, 0);
+    g_usleep(10000);
+    fake_store_open_gate(FAKE_STORE_READ);
+    return touch;
+}
+
+/* However many pages are touched, there is a moment without reads */
+static void test_drain_ends(const RigKind *kind)
+{
+    Rig *rig = rig_new_evicted(kind, 20, 0);
+    uint64_t reads = fake_store_requests(FAKE_STORE_READ);
+    FakeTouch *first, *second;
+    QemuThread thread;
+    int64_t begun_ns;
+
+    fake_store_close_gate(FAKE_STORE_READ);
+    first = fake_touch_start(5, 0);
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == 1);
+    qemu_thread_create(&thread, "toucher", touch_while_drained, rig,
+                       QEMU_THREAD_JOINABLE);
+    begun_ns = get_clock();
+    bdrv_drain_all_begin();
+    /* The second waits, but not for longer than it should */
+    g_assert(fake_store_requests(FAKE_STORE_READ) == reads + 1 ||
+             get_clock() - begun_ns > 50 * SCALE_MS);
+    bdrv_drain_all_end();
+    second = qemu_thread_join(&thread);
+    g_assert_cmphex(fake_touch_end(first), ==, rig_value(5));
+    g_assert_cmphex(fake_touch_end(second), ==, rig_value(6));
+    rig_check(rig, 0, 20);
+    rig_free(rig);
+}
+
+/* Nothing that takes for granted that nobody reads */
+static void test_op_blockers(const RigKind *kind)
+{
+    Rig *rig = rig_new_evicted(kind, 1, 0);
+    Error *err = NULL;
+
+    g_assert(bdrv_op_is_blocked(rig->bs, BLOCK_OP_TYPE_MIRROR_SOURCE, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), "memory-backend-rwp"));
+    error_free(err);
+    rig_check(rig, 0, 1);
+    rig_free(rig);
+}
+
 /* Whoever drains may be waiting for the thread that waits for the page */
 static void test_drained(const RigKind *kind)
 {
@@ -679,6 +734,8 @@ static void add_tests(void)
     rig_add_stays("quit/silent-job", test_quit_silent_job);
     rig_add_stays("quit/silent-peek", test_quit_silent_peek);
     rig_add("fault/drained", test_drained);
+    rig_add("fault/drain-ends", test_drain_ends);
+    rig_add("fault/op-blockers", test_op_blockers);
     rig_add("fault/spurious", test_spurious);
     rig_add("fetch/basic", test_fetch_job);
     rig_add("fetch/race", test_fetch_race);
