@@ -5,12 +5,20 @@
  *
  * Nothing is locked while the map is made: each page is reported as it is
  * when it is looked at.
+ *
+ * To go through a TiB takes seconds, and this is the main loop, with the BQL.
+ * So the map ends after a while, wherever it is, and says where to go on.
  */
 
 #include "qemu/osdep.h"
 #include "qemu/bitmap.h"
+#include "qemu/timer.h"
 #include "qapi/error.h"
 #include "map.h"
+
+/* After that the map is cut off, and how many granules apart to look */
+#define MAP_NS (100 * SCALE_MS)
+#define MAP_LOOK 1024
 
 /* What is said about a page, or about a granule of several */
 typedef struct Cell {
@@ -162,6 +170,12 @@ static bool cell_wanted(const RwpMapOptions *options, const Cell *cell)
            (cell->age != RWP_AGE_NONE && cell->age >= options->min_age);
 }
 
+/* Whether to end here, after @nb granules; not before there are some */
+static bool time_is_up(uint64_t nb, int64_t begun_ns)
+{
+    return nb && nb % MAP_LOOK == 0 && get_clock() - begun_ns > MAP_NS;
+}
+
 static RwpRun *new_run(uint64_t offset, const Cell *cell)
 {
     RwpRun *run = g_new0(RwpRun, 1);
@@ -189,17 +203,23 @@ RwpMap *rwp_map(RwpState *s, const RwpMapOptions *options, Error **errp)
     RwpRunList **tail = &map->runs;
     RwpRun *run = NULL;
     uint32_t nb_runs = 0;
-    uint64_t end, bytes;
+    int64_t begun_ns = get_clock();
+    uint64_t end, bytes, nb = 0;
 
     if (!check_options(s, options, errp)) {
         return NULL;
     }
     end = options->offset + options->length;
-    for (uint64_t pos = options->offset; pos < end; pos += bytes) {
+    for (uint64_t pos = options->offset; pos < end; pos += bytes, nb++) {
         uint64_t page = pos / s->mem->page_size;
         Cell cell = { .state = RWP_PAGE_STATE_UNTOUCHED,
                       .age = RWP_AGE_NONE };
 
+        if (time_is_up(nb, begun_ns)) {
+            map->has_next = true;
+            map->next = pos;
+            break;
+        }
         if (!load_populated(s, &populated, page, errp)) {
             return NULL;
         }

@@ -345,14 +345,28 @@ uint64_t rwp_get(RwpVM *vm, const char *path)
 
 QList *rwp_runs(RwpVM *vm, uint64_t offset, uint64_t length)
 {
-    QDict *map = qtest_qmp_assert_success_ref(vm->qts,
-        "{ 'execute': 'query-rwp-map', 'arguments': { 'id': 'mem0', "
-        "'offset': %" PRIu64 ", 'length': %" PRIu64 " } }", offset, length);
-    QList *runs = qobject_ref(qdict_get_qlist(map, "runs"));
+    uint64_t end = offset + length;
+    QList *all = qlist_new();
+    bool more;
 
-    g_assert_false(qdict_haskey(map, "next"));
-    qobject_unref(map);
-    return runs;
+    do {
+        QDict *map = qtest_qmp_assert_success_ref(vm->qts,
+            "{ 'execute': 'query-rwp-map', 'arguments': { 'id': 'mem0', "
+            "'offset': %" PRIu64 ", 'length': %" PRIu64 " } }", offset,
+            end - offset);
+        QList *runs = qdict_get_qlist(map, "runs");
+
+        while (!qlist_empty(runs)) {
+            qlist_append_obj(all, qlist_pop(runs));
+        }
+        /* Not all was gone through, on a machine that is slow */
+        more = qdict_haskey(map, "next");
+        if (more) {
+            offset = qdict_get_int(map, "next");
+        }
+        qobject_unref(map);
+    } while (more);
+    return all;
 }
 
 uint64_t rwp_bytes_in(RwpVM *vm, uint64_t offset, uint64_t length,
