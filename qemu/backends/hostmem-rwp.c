@@ -182,6 +182,10 @@ static void rwp_backend_complete(UserCreatable *uc, Error **errp)
     config.backing = m->backing;
     config.thp = m->thp;
     m->state = rwp_state_new(backend->mr.ram_block, &config, errp);
+    if (m->state) {
+        /* Children go before instance_finalize() is called */
+        object_ref(OBJECT(&backend->mr));
+    }
 }
 
 static bool rwp_backend_can_be_deleted(UserCreatable *uc)
@@ -408,7 +412,10 @@ static void rwp_backend_instance_finalize(Object *obj)
     HostMemoryBackendRwp *m = MEMORY_BACKEND_RWP(obj);
 
     rwp_stats_retire(m->state);
-    rwp_state_free(m->state);
+    if (m->state) {
+        rwp_state_free(m->state);
+        object_unref(OBJECT(&MEMORY_BACKEND(obj)->mr));
+    }
     g_free(m->store);
 }
 

@@ -89,7 +89,11 @@ static int coroutine_fn fetch_piece(FetchTask *t)
              rwp_place_untouched_co(s, t->first, t->count, buf);
     buffer_put(job, buf);
     stat64_add(&s->stats.fetched_requested, placed);
-    return placed == t->count ? 0 : -ENOMEM;
+    if (placed < t->count) {
+        rwp_job_failed_at(job, offset);
+        return -ENOMEM;
+    }
+    return 0;
 }
 
 static int coroutine_fn fetch_task(AioTask *task)

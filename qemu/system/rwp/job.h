@@ -58,7 +58,7 @@ RwpJob *rwp_job_create(RwpState *s, const JobDriver *driver,
 void rwp_job_free(Job *job);
 void rwp_job_clean(Job *job);
 
-/** rwp_job_failed_at: the store could not be accessed at @offset. */
+/** rwp_job_failed_at: what is at @offset could not be written or fetched. */
 void rwp_job_failed_at(RwpJob *job, uint64_t offset);
 
 /**
