@@ -467,17 +467,24 @@ int rwp_memory_zero(RwpMemory *mem, uint64_t first, uint64_t count)
     return 0;
 }
 
+/* rwp_memory_fill(), again while the mapping is changing.  Returns 0 or -errno. */
+static int fill_page(RwpMemory *mem, unsigned long request, void *arg)
+{
+    int ret;
+
+    do {
+        ret = rwp_memory_fill(mem, request, arg) < 0 ? -errno : 0;
+    } while (ret == -EAGAIN);
+    return ret;
+}
+
 int rwp_memory_continue(RwpMemory *mem, uint64_t page)
 {
     struct uffdio_continue cont = {
         .range.start = rwp_memory_host(mem, page),
         .range.len = mem->page_size,
     };
-    int ret;
-
-    do {
-        ret = rwp_memory_fill(mem, UFFDIO_CONTINUE, &cont) < 0 ? -errno : 0;
-    } while (ret == -EAGAIN);
+    int ret = fill_page(mem, UFFDIO_CONTINUE, &cont);
 
     if (ret < 0) {
         rwp_memory_wake(mem, page, 1);
@@ -492,12 +499,8 @@ int rwp_memory_poison(RwpMemory *mem, uint64_t page)
         .range.start = rwp_memory_host(mem, page),
         .range.len = mem->page_size,
     };
-    int ret;
 
-    do {
-        ret = rwp_memory_fill(mem, UFFDIO_POISON, &poison) < 0 ? -errno : 0;
-    } while (ret == -EAGAIN);
-    return ret;
+    return fill_page(mem, UFFDIO_POISON, &poison);
 }
 
 int rwp_memory_read_faults(RwpMemory *mem, struct uffd_msg *msgs, int nb)
