@@ -65,6 +65,8 @@ static void store_drained_begin(void *opaque)
 {
     RwpStore *store = opaque;
 
+    stat64_set(&store->quiet_until_ns,
+               qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + DRAINED_WAIT_NS);
     qatomic_inc(&store->drained);
 }
 
@@ -80,32 +82,13 @@ static void store_drained_end(void *opaque)
     RwpStore *store = opaque;
 
     qatomic_dec(&store->drained);
+    stat64_set(&store->quiet_until_ns, 0);
 }
 
 static const BlockDevOps store_dev_ops = {
     .drained_begin = store_drained_begin,
     .drained_poll = store_drained_poll,
     .drained_end = store_drained_end,
-};
-
-static void reader_drained_begin(void *opaque)
-{
-    RwpStore *store = opaque;
-
-    stat64_set(&store->quiet_until_ns,
-               qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + DRAINED_WAIT_NS);
-}
-
-static void reader_drained_end(void *opaque)
-{
-    RwpStore *store = opaque;
-
-    stat64_set(&store->quiet_until_ns, 0);
-}
-
-static const BlockDevOps reader_dev_ops = {
-    .drained_begin = reader_drained_begin,
-    .drained_end = reader_drained_end,
 };
 
 /* No node may go with a blocker.  Does nothing if there is none. */
@@ -218,7 +201,6 @@ RwpStore *rwp_store_open(const char *node_name, uint64_t size,
     blk_set_disable_request_queuing(store->writer, true);
     blk_set_force_allow_inactivate(store->writer);
     blk_set_dev_ops(store->writer, &store_dev_ops, store);
-    blk_set_dev_ops(store->reader, &reader_dev_ops, store);
     error_setg(&store->blocker, "it is the store of a memory-backend-rwp");
     bdrv_op_block_all(bs, store->blocker);
     store->remove_notifier.notify = store_removed;
@@ -236,7 +218,6 @@ void rwp_store_close(RwpStore *store)
     if (store->remove_notifier.notify) {
         notifier_remove(&store->remove_notifier);
         blk_set_dev_ops(store->writer, NULL, NULL);
-        blk_set_dev_ops(store->reader, NULL, NULL);
     }
     store_unblock(store);
     blk_unref(store->reader);
