@@ -16,9 +16,8 @@
 #include "qapi/error.h"
 #include "map.h"
 
-/* After that the map is cut off, and how many granules apart to look */
+/* After that the map is cut off */
 #define MAP_NS (100 * SCALE_MS)
-#define MAP_LOOK 1024
 
 /* What is said about a page, or about a granule of several */
 typedef struct Cell {
@@ -73,12 +72,17 @@ static void set_populated(void *opaque, uint64_t first, uint64_t count)
     bitmap_set(populated->map, first - populated->first, count);
 }
 
+static bool is_loaded(const Populated *populated, uint64_t page)
+{
+    return page - populated->first < populated->count;
+}
+
 static bool load_populated(RwpState *s, Populated *populated, uint64_t page,
                            Error **errp)
 {
     int ret;
 
-    if (page - populated->first < populated->count) {
+    if (is_loaded(populated, page)) {
         return true;
     }
     populated->first = rwp_memory_chunk(s->mem, page / s->mem->chunk_pages,
@@ -170,12 +174,6 @@ static bool cell_wanted(const RwpMapOptions *options, const Cell *cell)
            (cell->age != RWP_AGE_NONE && cell->age >= options->min_age);
 }
 
-/* Whether to end here, after @nb granules; not before there are some */
-static bool time_is_up(uint64_t nb, int64_t begun_ns)
-{
-    return nb && nb % MAP_LOOK == 0 && get_clock() - begun_ns > MAP_NS;
-}
-
 static RwpRun *new_run(uint64_t offset, const Cell *cell)
 {
     RwpRun *run = g_new0(RwpRun, 1);
@@ -204,20 +202,20 @@ RwpMap *rwp_map(RwpState *s, const RwpMapOptions *options, Error **errp)
     RwpRun *run = NULL;
     uint32_t nb_runs = 0;
     int64_t begun_ns = get_clock();
-    uint64_t end, bytes, nb = 0;
+    uint64_t pos, end, bytes;
 
     if (!check_options(s, options, errp)) {
         return NULL;
     }
     end = options->offset + options->length;
-    for (uint64_t pos = options->offset; pos < end; pos += bytes, nb++) {
+    for (pos = options->offset; pos < end; pos += bytes) {
         uint64_t page = pos / s->mem->page_size;
         Cell cell = { .state = RWP_PAGE_STATE_UNTOUCHED,
                       .age = RWP_AGE_NONE };
 
-        if (time_is_up(nb, begun_ns)) {
-            map->has_next = true;
-            map->next = pos;
+        /* Looked at for each chunk, but not before there is something */
+        if (pos > options->offset && !is_loaded(&populated, page) &&
+            get_clock() - begun_ns > MAP_NS) {
             break;
         }
         if (!load_populated(s, &populated, page, errp)) {
@@ -237,8 +235,6 @@ RwpMap *rwp_map(RwpState *s, const RwpMapOptions *options, Error **errp)
         }
         if (!run_continues(run, pos, &cell)) {
             if (nb_runs == options->max_runs) {
-                map->has_next = true;
-                map->next = pos;
                 break;
             }
             run = new_run(pos, &cell);
@@ -247,5 +243,7 @@ RwpMap *rwp_map(RwpState *s, const RwpMapOptions *options, Error **errp)
         }
         run->length += bytes;
     }
+    map->has_next = pos < end;
+    map->next = map->has_next ? pos : 0;
     return g_steal_pointer(&map);
 }
