@@ -117,9 +117,6 @@ static bool disk_was_read(RwpVM *vm, uint64_t address, uint64_t offset,
     return memcmp(wanted, found, DISK_BYTES) == 0;
 }
 
-#define EVICT \
-    RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE " ]")
-
 /*
  * Evict memory which a read of a disk is just about to fill.  Returns
  * whether the content of the disk has arrived.
@@ -137,6 +134,7 @@ static bool evict_under_dma(const RwpVariant *variant, bool late,
         "locking=off -device virtio-blk-pci,drive=slow," SLOT_4, dir);
     /* To open a store later would wait for the end of all requests */
     RwpVM *vm = rwp_vm_new(variant, "store=store0", arguments);
+    g_autofree char *error = NULL;
     Driver driver;
     uint32_t head;
     uint64_t busy;
@@ -146,18 +144,15 @@ static bool evict_under_dma(const RwpVariant *variant, bool late,
     rwp_fill(vm, START, SIZE, 1);
     rwp_slow_file_hold(file);
     if (late) {
-        qtest_qmp_assert_success(vm->qts, EVICT, START, SIZE);
+        qtest_qmp_assert_success(vm->qts, RWP_EVICT_TO("store0"), START, SIZE);
     }
     head = disk_request(&driver, false, 1 * MiB, START);
     rwp_slow_file_await(file);
-
-    if (late) {
-        g_autofree char *error = rwp_job_finish(vm, "job0");
-
-        g_assert_cmpstr(error, ==, NULL);
-    } else {
-        rwp_job(vm, EVICT, START, SIZE);
+    if (!late) {
+        qtest_qmp_assert_success(vm->qts, RWP_EVICT_TO("store0"), START, SIZE);
     }
+    error = rwp_job_finish(vm, "job0");
+    g_assert_cmpstr(error, ==, NULL);
     busy = rwp_get(vm, "evict.busy");
     g_test_message("%" PRIu64 " pages were busy", busy);
     if (expect_busy) {
@@ -624,7 +619,7 @@ static void test_vhost(const void *variant)
     driver_start(&vsock.driver, vm, VSOCK_NB_QUEUES - 1);
 
     /* Its rings are mapped for DMA as long as it runs, so they stay */
-    rwp_job(vm, RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE " ]"),
+    rwp_job(vm, RWP_EVICT_TO("store0"),
             (uint64_t)START, (uint64_t)SIZE);
     g_assert_cmpuint(rwp_get(vm, "evict.pages"), ==, 0);
 

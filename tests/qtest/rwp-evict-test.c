@@ -639,7 +639,7 @@ static void test_left_behind(const void *variant)
 
     rwp_fill(vm, START, SIZE, 1);
     before = file_bytes(fd);
-    rwp_job(vm, RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE " ]"),
+    rwp_job(vm, RWP_EVICT_TO("store0"),
             (uint64_t)START + 64 * KiB, (uint64_t)HALF);
     g_assert_cmpuint(away(vm), ==, HALF);
     /* That is what this is about: not all of them are gone */

@@ -24,8 +24,6 @@
     "inject-error.0.iotype=" what ",inject-error.0.errno=5," \
     "inject-error.0.once=on "
 
-#define EVICT_TO(node) \
-    RWP_EVICT("'target': '" node "', 'ranges': [ " RWP_RANGE " ]")
 
 /* Assert that an event says what failed */
 static void check_event(RwpVM *vm, const char *operation, const char *node,
@@ -52,7 +50,7 @@ static void test_read_once(const void *opaque)
     RWP_VM_TEST(variant, "", BAD_NODE("read"));
 
     rwp_fill(vm, START, SIZE, 1);
-    rwp_job(vm, EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
+    rwp_job(vm, RWP_EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
 
     rwp_check(vm, START, 4 * KiB, 1);
     check_event(vm, "fetch", "bad", START, variant->page_size);
@@ -71,7 +69,7 @@ static void test_fetch_job(const void *opaque)
     RWP_VM_TEST(variant, "", BAD_NODE("read"));
 
     rwp_fill(vm, START, SIZE, 1);
-    rwp_job(vm, EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
+    rwp_job(vm, RWP_EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
     qtest_qmp_assert_success(vm->qts, RWP_FETCH());
     error = rwp_job_finish(vm, "job0");
     g_assert_nonnull(error);
@@ -93,7 +91,7 @@ static void test_write(const void *opaque)
     RWP_VM_TEST(variant, "", BAD_NODE("write"));
 
     rwp_fill(vm, START, SIZE, 1);
-    qtest_qmp_assert_success(vm->qts, EVICT_TO("bad"), (uint64_t)START,
+    qtest_qmp_assert_success(vm->qts, RWP_EVICT_TO("bad"), (uint64_t)START,
                              (uint64_t)SIZE);
     error = rwp_job_finish(vm, "job0");
     g_assert_nonnull(error);
@@ -110,7 +108,7 @@ static void test_write(const void *opaque)
     g_assert_cmpuint(rwp_bytes_in(vm, START, SIZE, "resident"), >, 0);
     rwp_check(vm, START, SIZE, 1);
 
-    rwp_job(vm, EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
+    rwp_job(vm, RWP_EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
     rwp_expect_state(vm, START, SIZE, "evicted");
     rwp_check(vm, START, SIZE, 1);
     rwp_vm_free(vm);
@@ -146,7 +144,7 @@ static Guest guest_new(const RwpVariant *variant, RwpServerType type)
     while (rwp_guest_get(g.vm, 0, RWP_GUEST_ACK) != RWP_GUEST_IDLE) {
         g_usleep(1000);
     }
-    rwp_job(g.vm, EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
+    rwp_job(g.vm, RWP_EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
     rwp_expect_state(g.vm, START, SIZE, "evicted");
     return g;
 }
@@ -324,7 +322,7 @@ static void test_out_of_band(const void *variant)
     }
     g = guest_new(variant, RWP_SERVER_NBDKIT);
     rwp_fill(g.vm, START, SIZE, 1);
-    rwp_job(g.vm, EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
+    rwp_job(g.vm, RWP_EVICT_TO("bad"), (uint64_t)START, (uint64_t)SIZE);
     break_store(&g);
     path = g_build_filename(g.dir, "saved", NULL);
     qtest_qmp_send(g.vm->qts, "{ 'execute': 'pmemsave', 'id': 'save', "

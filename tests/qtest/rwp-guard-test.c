@@ -69,12 +69,8 @@ static void test_arguments(void)
         { "{ 'execute': 'rwp-fetch', 'arguments': { 'job-id': '', "
           "'id': 'mem0' } }", "job ID" },
     };
-    RwpVM *vm;
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "", "");
 
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "", "");
     rwp_fill(vm, RWP_TEST_START, 1 * MiB, 1);
     rwp_expect_refused(vm, refused, ARRAY_SIZE(refused));
     rwp_expect_state(vm, RWP_TEST_START, 1 * MiB, "resident");
@@ -126,12 +122,7 @@ static void test_bad_stores(void)
         { RWP_EVICT("'target': 'taken', " EVICT_ALL), "'taken' cannot be the "
           "store, it is in use" },
     };
-    RwpVM *vm;
-
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "",
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "",
         "-blockdev null-co,node-name=small,size=33550336 "
         "-blockdev null-co,node-name=readonly,size=33554432,read-only=on "
         "-blockdev null-co,node-name=disk,size=33554432 "
@@ -141,6 +132,7 @@ static void test_bad_stores(void)
         "-device virtio-blk-pci,drive=upper "
         "-blockdev null-co,node-name=taken,size=33554432 "
         "-object memory-backend-rwp,id=mem1,size=1M,store=taken");
+
     rwp_fill(vm, RWP_TEST_START, 1 * MiB, 1);
     rwp_expect_refused(vm, refused, ARRAY_SIZE(refused));
     rwp_expect_state(vm, RWP_TEST_START, 1 * MiB, "resident");
@@ -177,14 +169,10 @@ static void expect_store(RwpVM *vm, const char *node)
 /* A store stays as long as there are pages in it */
 static void test_store_in_use(void)
 {
-    RwpVM *vm;
-
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "store=own",
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "store=own",
         "-blockdev file,node-name=own,filename=%s/store1 "
         "-blockdev null-co,node-name=other,size=33554432,read-zeroes=on");
+
     rwp_fill(vm, RWP_TEST_START, 1 * MiB, 1);
 
     /* The property's node is held always, a target only for a time */
@@ -224,13 +212,9 @@ static void test_inactive(void)
     static const char set_active[] =
         "{ 'execute': 'blockdev-set-active', 'arguments': { "
         "'node-name': 'own', 'active': %i } }";
-    RwpVM *vm;
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "store=own",
+                "-blockdev file,node-name=own,filename=%s/store1");
 
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "store=own",
-                    "-blockdev file,node-name=own,filename=%s/store1");
     rwp_fill(vm, RWP_TEST_START, 2 * MiB, 1);
     qtest_qmp_assert_success(vm->qts, set_active, false);
     rwp_expect_error(vm, GENERIC, "'own' is inactive", RWP_EVICT(EVICT_ALL));
@@ -270,15 +254,11 @@ static void test_reopen(void)
         "{ 'execute': 'blockdev-reopen', 'arguments': { 'options': [ { "
         "'driver': 'file', 'node-name': 'file1', 'filename': %s } ] } }";
     g_autofree char *path = NULL;
-    RwpVM *vm;
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "store=own",
+                "-blockdev file,node-name=file1,filename=%s/store1 "
+                "-blockdev raw,node-name=own,file=file1 "
+                "-blockdev null-co,node-name=copy,size=33554432");
 
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "store=own",
-                    "-blockdev file,node-name=file1,filename=%s/store1 "
-                    "-blockdev raw,node-name=own,file=file1 "
-                    "-blockdev null-co,node-name=copy,size=33554432");
     path = g_build_filename(vm->dir, "store1", NULL);
     rwp_fill(vm, RWP_TEST_START, 1 * MiB, 1);
     qtest_qmp_assert_success(vm->qts, reopen, path);
@@ -297,12 +277,7 @@ static void test_reopen(void)
 /* One job at a time, and nothing is removed under it */
 static void test_busy(void)
 {
-    RwpVM *vm;
-
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "",
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "",
         "-blockdev null-co,node-name=node1,size=33554432 "
         "-object memory-backend-rwp,id=mem1,size=32M,prealloc=on");
 

@@ -349,7 +349,7 @@ static void test_job(const void *variant)
     await_migration(vm, "active");
     {
         QDict *error = qtest_qmp_assert_failure_ref(vm->qts,
-            RWP_EVICT("'target': 'store0', 'ranges': [ " RWP_RANGE " ]"),
+            RWP_EVICT_TO("store0"),
             START, SIZE);
 
         g_assert_nonnull(strstr(qdict_get_str(error, "desc"),
@@ -375,7 +375,7 @@ static void test_store_fails(const void *variant)
                 "inject-error.0.iotype=read,inject-error.0.once=on");
 
     rwp_fill(vm, START, SIZE, 1);
-    rwp_job(vm, RWP_EVICT("'target': 'bad', 'ranges': [ " RWP_RANGE " ]"),
+    rwp_job(vm, RWP_EVICT_TO("bad"),
             START, SIZE);
     expect_failure(vm, "nput/output error");
     event = qtest_qmp_eventwait_ref(vm->qts, "RWP_STORE_ERROR");

@@ -172,12 +172,8 @@ static void check_same(RwpVM *vm)
 static void test_figures(void)
 {
     QDict *providers;
-    RwpVM *vm;
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "readahead=0,store=store0", "");
 
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "readahead=0,store=store0", "");
     rwp_fill(vm, RWP_TEST_START, RWP_TEST_SIZE, 1);
     g_assert_cmpuint(get(vm, "rwp-backends"), ==, 1);
     g_assert_cmpuint(get(vm, "rwp-tracking"), ==, 0);
@@ -226,12 +222,8 @@ static void test_figures(void)
  */
 static void test_working_set(void)
 {
-    RwpVM *vm;
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "", "");
 
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "", "");
     rwp_fill(vm, RWP_TEST_START, RWP_TEST_SIZE, 1);
     qtest_qmp_assert_success(vm->qts, "{ 'execute': 'rwp-track-start', "
                              "'arguments': { 'id': 'mem0', "
@@ -256,15 +248,11 @@ static void test_working_set(void)
 static void test_sums(void)
 {
     uint64_t pages, zero;
-    RwpVM *vm;
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "store=store0",
+                "-blockdev file,node-name=spare,filename=%s/store1 "
+                "-object memory-backend-rwp,id=mem1,size=1M,prealloc=on,"
+                "store=spare");
 
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "store=store0",
-                    "-blockdev file,node-name=spare,filename=%s/store1 "
-                    "-object memory-backend-rwp,id=mem1,size=1M,prealloc=on,"
-                    "store=spare");
     g_assert_cmpuint(get(vm, "rwp-backends"), ==, 2);
     g_assert_cmpuint(get(vm, "rwp-size"), ==, RWP_TEST_RAM + MiB);
     rwp_fill(vm, RWP_TEST_START, 1 * MiB, 1);
@@ -296,12 +284,8 @@ static void test_sums(void)
 static void test_write_errors(void)
 {
     g_autofree char *error = NULL;
-    RwpVM *vm;
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "", BAD_WRITES);
 
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "", BAD_WRITES);
     rwp_fill(vm, RWP_TEST_START, 64 * KiB, 1);
     g_assert_cmpuint(get(vm, "rwp-store-write-errors"), ==, 0);
     qtest_qmp_assert_success(vm->qts, RWP_EVICT("'target': 'bad', "

@@ -53,8 +53,6 @@ typedef struct StoreCase {
     const RwpVariant *variant;
 } StoreCase;
 
-#define EVICT_TO_STORE \
-    RWP_EVICT("'target': 'store', 'ranges': [ " RWP_RANGE " ]")
 
 /*
  * A VM with a node "store".  The scratch directory of a VM exists only when
@@ -131,7 +129,7 @@ static void test_store(const void *opaque)
     s = store_vm_new(c);
     for (int i = 0; i < 3; i++) {
         rwp_fill(s.vm, START, size, i);
-        rwp_job(s.vm, EVICT_TO_STORE, (uint64_t)START, size);
+        rwp_job(s.vm, RWP_EVICT_TO("store"), (uint64_t)START, size);
         rwp_expect_state(s.vm, START, size, "evicted");
         if (i == 2) {
             rwp_job(s.vm, RWP_FETCH());

@@ -169,15 +169,11 @@ static void test_property_errors(void)
         { WITH_SIZE(", 'backing': 'anonymous'"),
           "backing=anonymous cannot be tracked: the host kernel has no" },
     };
-    RwpVM *vm;
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "store=store0",
+                "-blockdev driver=null-co,node-name=small,size=524288 "
+                "-blockdev driver=null-co,node-name=readonly,size=1048576,"
+                "read-only=on");
 
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "store=store0",
-                    "-blockdev driver=null-co,node-name=small,size=524288 "
-                    "-blockdev driver=null-co,node-name=readonly,size=1048576,"
-                    "read-only=on");
     rwp_expect_refused(vm, refused, ARRAY_SIZE(refused));
     if (!kernel_has(vm, "RWP")) {
         rwp_expect_refused(vm, no_rwp, ARRAY_SIZE(no_rwp));
@@ -468,12 +464,8 @@ static void test_hmp(void)
         { "info rwp-map", "ID" },
         { "info rwp-map mem0 1", "offset" },
     };
-    RwpVM *vm;
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "", "");
 
-    if (rwp_skip(RWP_DEFAULT_VARIANT)) {
-        return;
-    }
-    vm = rwp_vm_new(RWP_DEFAULT_VARIANT, "", "");
     for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
         g_autofree char *output = qtest_hmp(vm->qts, "%s",
                                             refused[i].command);

@@ -35,6 +35,8 @@
     "{ 'execute': 'rwp-fetch', 'arguments': { 'job-id': 'job0', " \
     "'id': 'mem0' " arguments " } }"
 #define RWP_RANGE "{ 'offset': %" PRIu64 ", 'length': %" PRIu64 " }"
+#define RWP_EVICT_TO(node) \
+    RWP_EVICT("'target': '" node "', 'ranges': [ " RWP_RANGE " ]")
 
 /* Kinds of backend, as -object options */
 typedef struct RwpVariant {
