@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <setjmp.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #define RW (PROT_READ | PROT_WRITE)
 
@@ -498,6 +499,46 @@ static void gup(enum kind kind)
 	CHECK(armed(m.p + 2 * m.psz), "neighbour");
 }
 
+static void stray(int sig)
+{
+	static const char text[] = "# SIGBUS: a fault of a page that is there\n";
+
+	(void)!write(1, text, sizeof(text) - 1);
+	_exit(1);
+}
+
+static volatile bool armed_enough;
+
+static void *touch_on(void *p)
+{
+	while (!armed_enough)
+		(void)*(volatile char *)p;
+	return NULL;
+}
+
+/*
+ * Arming clears an entry for an instant, and so may other changes. Whoever comes
+ * then must not be told that the page is missing from its page table.
+ */
+static void arming_clears(enum kind kind)
+{
+	struct mem m = mem_new(kind, RW);
+	int fd = uffd_open(F_RWP | F_RWP_ASYNC | F_MINOR | F_SIGBUS);
+	time_t end = time(NULL) + 10;
+	pthread_t t[2];
+
+	mem_fill(&m);
+	signal(SIGBUS, stray);
+	EQ(reg(fd, m.p, m.len, R_RWP | R_MINOR), 0);
+	for (int i = 0; i < 2; i++)
+		CHECK(!pthread_create(&t[i], NULL, touch_on, m.p), "thread");
+	for (int i = 0; i < 100000 && time(NULL) < end; i++)
+		EQ(rwprotect(fd, m.p, m.psz, M_RWP), 0);
+	armed_enough = true;
+	for (int i = 0; i < 2; i++)
+		pthread_join(t[i], NULL);
+}
+
 static void gup_force(enum kind kind)
 {
 	struct mem m = mem_new(ANON, RW);
@@ -541,6 +582,7 @@ static const struct test tests[] = {
 	{ "scan-wp", scan_wp, ALL_KINDS },
 	{ "fault-around", fault_around, K(SHMEM) | K(SHMEM_PRIV) },
 	{ "zeropage", zeropage },
+	{ "arming-clears", arming_clears, K(SHMEM) | K(SHMEM_PRIV) | K(HUGETLB) },
 	{ "gup", gup, ALL_KINDS },
 	{ "gup-force", gup_force },
 	{ }
