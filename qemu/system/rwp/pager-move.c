@@ -97,12 +97,18 @@ static int64_t move_take(RwpMemory *mem, uint64_t first, uint64_t count,
     return moved < 0 ? moved : moved / mem->page_size;
 }
 
-static int move_put_back(RwpMemory *mem, uint64_t page, void *buf)
+/*
+ * In one call: a huge page comes back as one.  Page by page it would have to be
+ * split, and UFFDIO_MOVE tries that again and again as long as somebody has a
+ * reference, which is the reason why the page is put back.
+ */
+static int64_t move_put_back(RwpMemory *mem, uint64_t first, uint64_t count,
+                             void *buf)
 {
-    int64_t moved = move(mem, rwp_memory_host(mem, page), (uintptr_t)buf,
-                         mem->page_size);
+    int64_t moved = move(mem, rwp_memory_host(mem, first), (uintptr_t)buf,
+                         count * mem->page_size);
 
-    return MIN(moved, 0);
+    return moved < 0 ? moved : moved / mem->page_size;
 }
 
 static int move_give_back(RwpMemory *mem, uint64_t page, void *buf)

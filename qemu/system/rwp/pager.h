@@ -67,10 +67,12 @@ struct RwpPagerOps {
     int (*give_back)(RwpMemory *mem, uint64_t page, void *buf);
 
     /*
-     * Undo take of one page that nobody can have put in place since: not a copy
-     * comes back, but the very memory.  NULL if it stays.
+     * Undo a take, of all pages that it took, none of which somebody can have
+     * put in place since: not a copy comes back, but the very memory.  Returns
+     * like take.  NULL if it stays.
      */
-    int (*put_back)(RwpMemory *mem, uint64_t page, void *buf);
+    int64_t (*put_back)(RwpMemory *mem, uint64_t first, uint64_t count,
+                        void *buf);
 
     /*
      * Remove pages.  Returns the number of pages removed from @first on; if

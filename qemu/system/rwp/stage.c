@@ -128,6 +128,17 @@ static int look_at_touched(RwpState *s, RwpBatch *batch, bool force)
            context.ret;
 }
 
+/* Pages in a huge page: what a page of 8-byte entries maps */
+static uint64_t huge_pages(RwpMemory *mem)
+{
+    return mem->page_size / 8;
+}
+
+static uint64_t place_in_huge(RwpMemory *mem, uint64_t page)
+{
+    return rwp_memory_host(mem, page) / mem->page_size % huge_pages(mem);
+}
+
 /*
  * Pages [@first, @first + @count) of the window of @batch are mapped by
  * huge pages: those that are not wanted as a whole stay as they are.
@@ -137,14 +148,12 @@ static void keep_huge_run(void *opaque, uint64_t first, uint64_t count)
     RunContext *context = opaque;
     RwpMemory *mem = context->s->mem;
     RwpBatch *batch = context->batch;
-    /* What a page of 8-byte entries maps */
-    uint64_t huge = mem->page_size / 8;
-    uint64_t skew = rwp_memory_host(mem, 0) / mem->page_size % huge;
+    uint64_t huge = huge_pages(mem);
     uint64_t pos = first - batch->first;
     uint64_t end = pos + count;
 
     while (pos < end) {
-        uint64_t in_huge = (batch->first + pos + skew) % huge;
+        uint64_t in_huge = place_in_huge(mem, batch->first + pos);
         uint64_t len = MIN(huge - in_huge, end - pos);
         uint64_t wanted = bitmap_count_one_with_offset(batch->wanted, pos,
                                                        len);
@@ -195,18 +204,60 @@ static void unclaim(RwpState *s, RwpBatch *batch, uint64_t page, int err)
     }
 }
 
-/*
- * A LEAVING page was moved aside.  If it was mapped for DMA just before, it is
- * that memory which the device writes to.
- */
-static void moved_aside(RwpState *s, RwpBatch *batch, uint64_t page, void *buf)
+static bool is_pinned(RwpState *s, uint64_t first, uint64_t count)
 {
-    if (rwp_guard_pinned(s, page / s->mem->chunk_pages) &&
-        s->mem->pager->put_back(s->mem, page, buf) == 0) {
-        unclaim(s, batch, page, -EBUSY);
-    } else {
-        rwp_pages_finish(s->pages, page, RWP_PAGE_STAGED);
+    for (uint64_t page = first; page < first + count;
+         page = QEMU_ALIGN_DOWN(page, s->mem->chunk_pages) +
+                s->mem->chunk_pages) {
+        if (rwp_guard_pinned(s, page / s->mem->chunk_pages)) {
+            return true;
+        }
     }
+    return false;
+}
+
+/*
+ * LEAVING pages were moved aside.  If one was mapped for DMA just before, it is
+ * that memory which the device writes to.  They all go back then, like they
+ * came: there can be a huge page among them.
+ */
+static void moved_aside(RwpState *s, RwpBatch *batch, uint64_t first,
+                        uint64_t count, void *buf)
+{
+    int64_t back = !is_pinned(s, first, count) ? 0 :
+                   s->mem->pager->put_back(s->mem, first, count, buf);
+
+    for (int64_t i = 0; i < count; i++) {
+        if (i < back) {
+            unclaim(s, batch, first + i, -EBUSY);
+        } else {
+            rwp_pages_finish(s->pages, first + i, RWP_PAGE_STAGED);
+        }
+    }
+}
+
+static void see_huge_run(void *opaque, uint64_t first, uint64_t count)
+{
+    bool *seen = opaque;
+
+    *seen = true;
+}
+
+/*
+ * How many pages, of at most @count, cannot be taken because the one at @first
+ * cannot: to go on within a huge page would split it, and UFFDIO_MOVE tries to
+ * until nobody uses it.
+ */
+static uint64_t busy_pages(RwpState *s, uint64_t first, uint64_t count)
+{
+    bool huge = false;
+
+    if (s->mem->pager->stays ||
+        rwp_memory_scan(s->mem, first, 1, RWP_PAGE_IS_HUGE, see_huge_run,
+                        &huge) < 0 || !huge) {
+        return 1;
+    }
+    return MIN(count, huge_pages(s->mem) - place_in_huge(s->mem, first));
 }
 
 static void take_run(void *opaque, uint64_t first, uint64_t count)
@@ -221,12 +272,14 @@ static void take_run(void *opaque, uint64_t first, uint64_t count)
         int64_t taken = s->mem->pager->take(s->mem, first, count, buf);
 
         if (taken < 0) {
-            unclaim(s, batch, first, taken);
-            taken = 1;
-        } else if (!stays) {
+            int err = taken;
+
+            taken = busy_pages(s, first, count);
             for (int64_t i = 0; i < taken; i++) {
-                moved_aside(s, batch, first + i, buf + i * s->mem->page_size);
+                unclaim(s, batch, first + i, err);
             }
+        } else if (!stays) {
+            moved_aside(s, batch, first, taken, buf);
         }
         first += taken;
         count -= taken;

@@ -48,6 +48,7 @@ typedef struct FakeMemory {
     GArray *messages;
     QLIST_HEAD(, FakeWaiter) waiters;
     uint64_t max_take;
+    uint64_t taken_first, taken_count;  /* by the last take */
     FakeCallState calls[FAKE__MAX];
 } FakeMemory;
 

@@ -70,6 +70,8 @@ static int64_t take_pages(RwpMemory *mem, uint64_t first, uint64_t count,
                 fake_set_present(first + i, false);
             }
         }
+        fake.taken_first = first;
+        fake.taken_count = i;
     }
     fake_call_end(FAKE_TAKE, first, i);
     return i ?: ret;
@@ -91,9 +93,17 @@ static int move_give_back(RwpMemory *mem, uint64_t page, void *buf)
     return fake_place_pages(FAKE_GIVE_BACK, page, 1, buf, NULL);
 }
 
-static int move_put_back(RwpMemory *mem, uint64_t page, void *buf)
+static int64_t move_put_back(RwpMemory *mem, uint64_t first, uint64_t count,
+                             void *buf)
 {
-    return fake_place_pages(FAKE_PUT_BACK, page, 1, buf, NULL);
+    uint64_t placed;
+    int ret;
+
+    /* What was taken by one call may be one huge page */
+    g_assert_cmpuint(first, ==, fake.taken_first);
+    g_assert_cmpuint(count, ==, fake.taken_count);
+    ret = fake_place_pages(FAKE_PUT_BACK, first, count, buf, &placed);
+    return placed ?: ret;
 }
 
 static int64_t punch_remove(RwpMemory *mem, uint64_t first, uint64_t count)
