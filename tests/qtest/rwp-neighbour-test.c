@@ -145,6 +145,20 @@ static void test_nested(const void *variant)
     rwp_vm_free(vm);
 }
 
+/* One that is plugged in, with a property of its own */
+static void test_nested_comes(const void *variant)
+{
+    static const RwpRefused refused[] = {
+        { "{ 'execute': 'device_add', 'arguments': { "
+          "'driver': 'qemu64-x86_64-cpu', 'socket-id': 1, 'core-id': 0, "
+          "'thread-id': 0, 'vmx': true } }", "lets nested guests" },
+    };
+    RWP_VM_TEST(variant, "", "-cpu qemu64 -smp 1,maxcpus=2");
+
+    refuse(vm, refused, ARRAY_SIZE(refused));
+    rwp_vm_free(vm);
+}
+
 /* The same for devices that pin memory.  That they exist does not matter. */
 static void test_pinning_comes(const void *variant)
 {
@@ -348,6 +362,7 @@ int main(int argc, char **argv)
     rwp_add_tests("rwp-neighbour", "vhost-user", test_vhost_user);
     rwp_add_tests("rwp-neighbour", "blob", test_blob);
     rwp_add_tests("rwp-neighbour", "nested", test_nested);
+    rwp_add_tests("rwp-neighbour", "nested-comes", test_nested_comes);
     rwp_add_tests("rwp-neighbour", "pinning-comes", test_pinning_comes);
     rwp_add_tests("rwp-neighbour", "dump", test_dump);
     rwp_add_tests("rwp-neighbour", "memsave", test_memsave);

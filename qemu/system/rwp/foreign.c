@@ -61,20 +61,27 @@ static const struct {
     { "vhost-scsi", false, "lets the host write to guest memory by DMA" },
 };
 
-/*
- * Why @name does not fit evicted pages of @s, or NULL.
- *
- * @blob: its property of that name is on
- */
-static const char *find_reason(RwpState *s, const char *name, bool blob)
+/* Who might not fit evicted pages, and which of its properties are on */
+typedef struct Party {
+    const char *name;
+    bool blob;
+    bool vmx;
+} Party;
+
+/* Why @party does not fit evicted pages of @s, or NULL */
+static const char *find_reason(RwpState *s, const Party *party)
 {
     bool shared = s->mem->fd >= 0;
 
-    if (blob && shared) {
+    if (party->vmx) {
+        return "with vmx=on lets nested guests write to memory without a fault "
+               "(-cpu ...,vmx=off does not)";
+    }
+    if (party->blob && shared) {
         return "with blob=on shares guest memory with the host's graphics";
     }
     for (size_t i = 0; i < ARRAY_SIZE(foreigners); i++) {
-        if (strstr(name, foreigners[i].part) &&
+        if (strstr(party->name, foreigners[i].part) &&
             (shared || !foreigners[i].only_shared)) {
             return foreigners[i].reason;
         }
@@ -89,12 +96,11 @@ typedef struct Search {
     const char *reason;
 } Search;
 
-static bool look_at(Search *search, const char *kind, const char *name,
-                    bool blob)
+static bool look_at(Search *search, const char *kind, const Party *party)
 {
     search->kind = kind;
-    search->name = name;
-    search->reason = find_reason(search->s, name, blob);
+    search->name = party->name;
+    search->reason = find_reason(search->s, party);
     return search->reason != NULL;
 }
 
@@ -106,17 +112,13 @@ static bool property_is_on(Object *obj, const char *name)
 
 static int look_at_object(Object *obj, void *opaque)
 {
-    Search *search = opaque;
-    const char *type = object_get_typename(obj);
+    Party party = {
+        .name = object_get_typename(obj),
+        .blob = property_is_on(obj, "blob"),
+        .vmx = property_is_on(obj, "vmx"),
+    };
 
-    if (property_is_on(obj, "vmx")) {
-        search->kind = "";
-        search->name = type;
-        search->reason = "with vmx=on lets nested guests write to memory "
-                         "without a fault; start QEMU with -cpu ...,vmx=off";
-        return true;
-    }
-    return look_at(search, "", type, property_is_on(obj, "blob"));
+    return look_at(opaque, "", &party);
 }
 
 static bool find_foreigner(Search *search)
@@ -131,8 +133,11 @@ static bool find_foreigner(Search *search)
     nb = qemu_find_net_clients_except(NULL, clients, NET_CLIENT_DRIVER_NIC,
                                       MAX_NET_CLIENTS);
     for (int i = 0; i < MIN(nb, MAX_NET_CLIENTS); i++) {
-        if (look_at(search, "netdev ",
-                    NetClientDriver_str(clients[i]->info->type), false)) {
+        Party party = {
+            .name = NetClientDriver_str(clients[i]->info->type),
+        };
+
+        if (look_at(search, "netdev ", &party)) {
             return true;
         }
     }
@@ -152,8 +157,7 @@ bool rwp_foreign_check(RwpState *s, Error **errp)
 }
 
 typedef struct Newcomer {
-    const char *name;
-    bool blob;
+    const Party *party;
     Error **errp;
     bool allowed;
 } Newcomer;
@@ -161,22 +165,21 @@ typedef struct Newcomer {
 static void check_newcomer(RwpState *s, void *opaque)
 {
     Newcomer *newcomer = opaque;
-    const char *reason = find_reason(s, newcomer->name, newcomer->blob);
+    const char *name = newcomer->party->name;
+    const char *reason = find_reason(s, newcomer->party);
 
     if (newcomer->allowed && s->guarded && reason) {
-        trace_rwp_foreign_refuse(s->id, newcomer->name);
+        trace_rwp_foreign_refuse(s->id, name);
         error_setg(newcomer->errp, "%s %s, but memory of memory-backend-rwp "
                    "'%s' is evicted; bring it back with rwp-fetch first",
-                   newcomer->name, reason, s->id);
+                   name, reason, s->id);
         newcomer->allowed = false;
     }
 }
 
-static bool allow(const char *name, bool blob, Error **errp)
+static bool allow(const Party *party, Error **errp)
 {
-    Newcomer newcomer = {
-        .name = name, .blob = blob, .errp = errp, .allowed = true,
-    };
+    Newcomer newcomer = { .party = party, .errp = errp, .allowed = true };
 
     rwp_state_foreach(check_newcomer, &newcomer);
     return newcomer.allowed;
@@ -184,9 +187,11 @@ static bool allow(const char *name, bool blob, Error **errp)
 
 bool rwp_allow_foreigner(const char *name, Error **errp)
 {
+    Party party = { .name = name };
+
     GLOBAL_STATE_CODE();
 
-    return allow(name, false, errp);
+    return allow(&party, errp);
 }
 
 /* The value of an option as it is written, or true in JSON */
@@ -205,10 +210,14 @@ static bool is_on(const QDict *options, const char *name)
 static bool check_new_device(DeviceListener *listener, const QDict *options,
                              bool from_json, Error **errp)
 {
-    const char *driver = qdict_get_try_str(options, "driver");
+    Party party = {
+        .name = qdict_get_try_str(options, "driver"),
+        .blob = is_on(options, "blob"),
+        .vmx = is_on(options, "vmx"),
+    };
 
-    if (driver) {
-        allow(driver, is_on(options, "blob"), errp);
+    if (party.name) {
+        allow(&party, errp);
     }
     return false;
 }
