@@ -389,6 +389,7 @@ static void test_map(void)
         { MAP("'granularity': 0"), "granularity" },
         { MAP("'granularity': 2048"), "granularity" },
         { MAP("'granularity': 12288"), "granularity" },
+        { MAP("'granularity': 2147483648"), "at most 1 GiB" },
         { MAP("'offset': 1"), "offset" },
         { MAP("'offset': 4096, 'granularity': 8192"), "offset" },
         { MAP("'offset': 33554432"), "beyond the end" },

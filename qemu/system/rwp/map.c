@@ -13,11 +13,13 @@
 #include "qemu/osdep.h"
 #include "qemu/bitmap.h"
 #include "qemu/timer.h"
+#include "qemu/units.h"
 #include "qapi/error.h"
 #include "map.h"
 
-/* After that the map is cut off */
+/* After that the map is cut off, but not within a granule */
 #define MAP_NS (100 * SCALE_MS)
+#define GRANULARITY_MAX GiB
 
 /* What is said about a page, or about a granule of several */
 typedef struct Cell {
@@ -32,10 +34,11 @@ static bool check_options(RwpState *s, const RwpMapOptions *options,
     uint64_t granularity = options->granularity;
     uint64_t end;
 
-    if (!is_power_of_2(granularity) || granularity < s->mem->page_size) {
+    if (!is_power_of_2(granularity) || granularity < s->mem->page_size ||
+        granularity > GRANULARITY_MAX) {
         error_setg(errp, "Parameter 'granularity' must be a power of two, "
-                   "at least the page size of '%s', %" PRIu64, s->id,
-                   s->mem->page_size);
+                   "at least the page size of '%s', %" PRIu64 ", and at most "
+                   "1 GiB", s->id, s->mem->page_size);
         return false;
     }
     if (options->offset >= size || options->length > size - options->offset) {

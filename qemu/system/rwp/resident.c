@@ -29,6 +29,7 @@ struct RwpResident {
     uint64_t nb_parts;
     uint64_t rest;              /* first part that another thread counts */
     bool counting;              /* it does */
+    bool ending;                /* atomic; it shall stop */
     uint32_t *used;             /* atomic; pages of each part */
 };
 
@@ -50,6 +51,7 @@ void rwp_resident_free(RwpResident *resident)
     GLOBAL_STATE_CODE();
 
     if (resident) {
+        qatomic_set(&resident->ending, true);
         AIO_WAIT_WHILE(NULL, resident->counting);
         g_free(resident->used);
         g_free(resident);
@@ -103,7 +105,9 @@ static int count_rest(void *opaque)
 {
     RwpResident *resident = opaque;
 
-    for (uint64_t part = resident->rest; part < resident->nb_parts; part++) {
+    for (uint64_t part = resident->rest;
+         part < resident->nb_parts && !qatomic_read(&resident->ending);
+         part++) {
         count_part(resident, part);
     }
     return 0;
