@@ -274,6 +274,31 @@ static void test_reopen(void)
     rwp_vm_free(vm);
 }
 
+/* A job that uses the node may replace it at its end */
+static void test_job_first(void)
+{
+    RWP_VM_TEST(RWP_DEFAULT_VARIANT, "",
+                "-blockdev file,node-name=file1,filename=%s/store1 "
+                "-blockdev raw,node-name=own,file=file1 "
+                "-blockdev null-co,node-name=copy,size=33554432");
+
+    rwp_fill(vm, RWP_TEST_START, 1 * MiB, 1);
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'blockdev-mirror', 'arguments': { 'job-id': 'job1', "
+        "'device': 'own', 'target': 'copy', 'sync': 'full', "
+        "'auto-dismiss': false } }");
+    rwp_job_await(vm, "job1", "ready");
+    rwp_expect_error(vm, GENERIC, "'own' cannot be the store, it is in use",
+                     RWP_EVICT("'target': 'own', " EVICT_ALL));
+    rwp_check(vm, RWP_TEST_START, 1 * MiB, 1);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'job-cancel', "
+                             "'arguments': { 'id': 'job1' } }");
+    rwp_job_await(vm, "job1", "concluded");
+    rwp_job(vm, RWP_EVICT("'target': 'own', " EVICT_ALL));
+    rwp_check(vm, RWP_TEST_START, 1 * MiB, 1);
+    rwp_vm_free(vm);
+}
+
 /* One job at a time, and nothing is removed under it */
 static void test_busy(void)
 {
@@ -427,6 +452,7 @@ int main(int argc, char **argv)
     qtest_add_func("/rwp-guard/store-in-use", test_store_in_use);
     qtest_add_func("/rwp-guard/inactive", test_inactive);
     qtest_add_func("/rwp-guard/reopen", test_reopen);
+    qtest_add_func("/rwp-guard/job-first", test_job_first);
     qtest_add_func("/rwp-guard/busy", test_busy);
     qtest_add_func("/rwp-guard/quit", test_quit);
     qtest_add_func("/rwp-guard/numa", test_numa);

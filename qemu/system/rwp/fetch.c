@@ -74,7 +74,8 @@ static int coroutine_fn fetch_piece(FetchTask *t)
     RwpState *s = job->s;
     uint64_t offset = rwp_state_page_bytes(s, t->first);
     void *buf = buffer_get(job);
-    int ret = buf ? rwp_place_read(s, t->first, t->count, buf) : -ENOMEM;
+    int ret = buf ? rwp_place_read(s, t->first, t->count, buf,
+                                   true) : -ENOMEM;
     uint64_t placed;
 
     if (ret < 0) {

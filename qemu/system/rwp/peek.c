@@ -88,7 +88,7 @@ static void coroutine_fn read_co(void *opaque)
     RwpState *s = read->s;
 
     rwp_faults_reader(s->faults, get_clock());
-    read->ret = rwp_place_read(s, read->first, read->count, read->buf);
+    read->ret = rwp_place_read(s, read->first, read->count, read->buf, false);
     rwp_faults_reader(s->faults, 0);
     qemu_sem_post(&read->done);
 }

@@ -51,11 +51,13 @@ static int check_content(RwpState *s, uint64_t page, const uint8_t *buf)
 }
 
 int coroutine_fn rwp_place_read(RwpState *s, uint64_t first, uint64_t count,
-                                uint8_t *buf)
+                                uint8_t *buf, bool in_piece)
 {
     uint64_t offset = rwp_state_page_bytes(s, first);
     uint64_t bytes = rwp_state_page_bytes(s, count);
-    int ret = rwp_store_read(s->store, offset, bytes, buf);
+    int ret = in_piece ?
+              rwp_store_read_in_piece(s->store, offset, bytes, buf) :
+              rwp_store_read(s->store, offset, bytes, buf);
 
     for (uint64_t i = 0; ret == 0 && i < count; i++) {
         ret = check_content(s, first + i, buf + i * s->mem->page_size);

@@ -15,13 +15,14 @@
  * rwp_place_read: read pages from the store, and check their content.
  *
  * @buf: room for @count pages
+ * @in_piece: see rwp_store_read_in_piece()
  *
  * They need not be the caller's; what is in @buf is of no use for pages
  * that are not EVICTED or FETCHING any more.  Returns 0 or -errno; -EBADMSG
  * if a page is not what was written.  Context: any AioContext.
  */
 int coroutine_fn rwp_place_read(RwpState *s, uint64_t first, uint64_t count,
-                                uint8_t *buf);
+                                uint8_t *buf, bool in_piece);
 
 /**
  * rwp_place_finish: @page is where it belongs, or will be zero when it is

@@ -152,11 +152,11 @@ static void release_neighbours(RwpState *s, Fetch *fetch)
  */
 static int coroutine_fn read_pages(RwpState *s, Fetch *fetch, void *buf)
 {
-    int ret = rwp_place_read(s, fetch->page, fetch->count, buf);
+    int ret = rwp_place_read(s, fetch->page, fetch->count, buf, false);
 
     if (ret < 0 && fetch->count > 1) {
         release_neighbours(s, fetch);
-        ret = rwp_place_read(s, fetch->page, 1, buf);
+        ret = rwp_place_read(s, fetch->page, 1, buf, false);
     }
     if (ret < 0 && !fetch->reported) {
         rwp_event_store_error(s->id, rwp_store_node_name(s->store),
@@ -203,7 +203,7 @@ static int coroutine_fn place_pages(RwpState *s, Fetch *fetch, uint8_t *buf)
 /* Who touched one of the pages meanwhile is woken, and tries again itself */
 static void coroutine_fn fetch_ahead(RwpState *s, Fetch *fetch, void *buf)
 {
-    if (rwp_place_read(s, fetch->page, fetch->count, buf) < 0) {
+    if (rwp_place_read(s, fetch->page, fetch->count, buf, false) < 0) {
         release_neighbours(s, fetch);
         rwp_pages_finish(s->pages, fetch->page, RWP_PAGE_EVICTED);
         rwp_memory_wake(s->mem, fetch->page, 1);

@@ -13,9 +13,11 @@
  * Who drains a node waits for a moment without any request, which need not come
  * while many threads touch pages.  So reads that begin in a drained section
  * wait for its end, but not for long: whoever drains may need the page, or wait
- * for somebody who does.  So in a drained section there can be reads, and what
- * relies on there being none is refused while the node is the store: block jobs
- * and the like by an op blocker, and blockdev-reopen.
+ * for somebody who does.  (Reads of a piece do not wait: the section waits for
+ * the piece.)  So in a drained section there can be reads, and what relies on
+ * there being none is refused while the node is the store: block jobs and the
+ * like by an op blocker, and blockdev-reopen.  And no store is opened on a node
+ * that has such a blocker: a job may replace it at its end.
  *
  * The node may be made inactive, by an outgoing migration or by command,
  * and can still be read then.  A write would end QEMU.  So as long as
@@ -44,17 +46,26 @@ struct RwpStore {
     void *opaque;
 
     Notifier remove_notifier;   /* main loop */
+    BlockDriverState *bs;       /* a reference; has @blocker; main loop */
     Error *blocker;             /* main loop */
-    Stat64 quiet_until_ns;      /* QEMU_CLOCK_REALTIME; reads wait */
+    Stat64 drained_ns;          /* QEMU_CLOCK_REALTIME at the begin, or 0 */
     int drained;                /* @writer is, so often; atomic */
     unsigned pieces;            /* that have begun; atomic */
+    unsigned requests;          /* in flight; atomic */
+    bool gone;                  /* the node; no more requests; atomic */
 };
 
 /*
- * For so long after its begin, reads wait for the end of a drained section; most
- * are shorter.  And how often they look.
+ * In a drained section time is divided into periods, the first of which takes
+ * DRAINED_FIRST_NS, and each of the others twice as long as the one before.  A
+ * read waits for the end of the period that it comes in, or of the section.  So
+ * reads that take no longer than a period are done at some time before the next
+ * ones begin.  After DRAINED_PERIODS of them they do not wait any more: whoever
+ * needs a page in the section has waited for less than two seconds then.
  */
-#define DRAINED_WAIT_NS (50 * SCALE_MS)
+#define DRAINED_FIRST_NS (50 * SCALE_MS)
+#define DRAINED_PERIODS 5
+/* How often they look */
 #define DRAINED_POLL_NS (1 * SCALE_MS)
 
 /* What @reader needs at least, and while something is written */
@@ -65,8 +76,7 @@ static void store_drained_begin(void *opaque)
 {
     RwpStore *store = opaque;
 
-    stat64_set(&store->quiet_until_ns,
-               qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + DRAINED_WAIT_NS);
+    stat64_set(&store->drained_ns, qemu_clock_get_ns(QEMU_CLOCK_REALTIME));
     qatomic_inc(&store->drained);
 }
 
@@ -82,7 +92,7 @@ static void store_drained_end(void *opaque)
     RwpStore *store = opaque;
 
     qatomic_dec(&store->drained);
-    stat64_set(&store->quiet_until_ns, 0);
+    stat64_set(&store->drained_ns, 0);
 }
 
 static const BlockDevOps store_dev_ops = {
@@ -91,22 +101,58 @@ static const BlockDevOps store_dev_ops = {
     .drained_end = store_drained_end,
 };
 
-/* No node may go with a blocker.  Does nothing if there is none. */
+/* No node may go with a blocker. */
+static void store_block(RwpStore *store, BlockDriverState *bs)
+{
+    bdrv_ref(bs);
+    store->bs = bs;
+    error_setg(&store->blocker, "it is the store of a memory-backend-rwp");
+    bdrv_op_block_all(bs, store->blocker);
+}
+
+/* Does nothing if it is not blocked */
 static void store_unblock(RwpStore *store)
 {
     if (store->blocker) {
-        bdrv_op_unblock_all(blk_bs(store->reader), store->blocker);
+        bdrv_op_unblock_all(store->bs, store->blocker);
         error_free(store->blocker);
         store->blocker = NULL;
+        bdrv_unref(store->bs);
+        store->bs = NULL;
     }
 }
 
+/*
+ * A request looks at the root of its BlockBackend several times, so none may
+ * begin from now on, nor be about to: blk_drain() does not see that.
+ */
 static void store_removed(Notifier *notifier, void *data)
 {
     RwpStore *store = container_of(notifier, RwpStore, remove_notifier);
 
+    qatomic_set(&store->gone, true);
+    /* Either a request sees that, or we see the request */
+    smp_mb();
+    /* Nothing is throttled in a drained section */
+    bdrv_drained_begin(store->bs);
+    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&store->requests) > 0);
+    bdrv_drained_end(store->bs);
     store_unblock(store);
     store->removed(store->opaque);
+}
+
+/* Returns whether a request may begin; the caller calls store_end_request(). */
+static bool store_begin_request(RwpStore *store)
+{
+    /* A full barrier; see store_removed() */
+    qatomic_inc(&store->requests);
+    return !qatomic_read(&store->gone);
+}
+
+static void store_end_request(RwpStore *store)
+{
+    qatomic_dec(&store->requests);
+    aio_wait_kick();
 }
 
 static bool store_check_size(BlockDriverState *bs, const char *node_name,
@@ -142,9 +188,19 @@ static bool store_check_active(BlockDriverState *bs, Error **errp)
     return true;
 }
 
+static bool store_is_free(BlockDriverState *bs, Error **errp)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+
+    return !bdrv_op_is_blocked(bs, BLOCK_OP_TYPE_REPLACE, errp);
+}
+
 static bool store_attach(RwpStore *store, BlockDriverState *bs,
                          AioContext *ctx, Error **errp)
 {
+    if (!store_is_free(bs, errp)) {
+        return false;
+    }
     /* First where the node is now, to learn who else uses it */
     store->writer = blk_new(bdrv_get_aio_context(bs),
                             BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE,
@@ -201,8 +257,7 @@ RwpStore *rwp_store_open(const char *node_name, uint64_t size,
     blk_set_disable_request_queuing(store->writer, true);
     blk_set_force_allow_inactivate(store->writer);
     blk_set_dev_ops(store->writer, &store_dev_ops, store);
-    error_setg(&store->blocker, "it is the store of a memory-backend-rwp");
-    bdrv_op_block_all(bs, store->blocker);
+    store_block(store, bs);
     store->remove_notifier.notify = store_removed;
     blk_add_remove_bs_notifier(store->reader, &store->remove_notifier);
     return store;
@@ -275,24 +330,70 @@ const char *rwp_store_node_name(RwpStore *store)
     return store->node_name;
 }
 
+/*
+ * When a read that comes at @now, QEMU_CLOCK_REALTIME, may begin at the latest,
+ * if the section that is drained has begun at @drained.
+ */
+static int64_t end_of_period(int64_t drained, int64_t now)
+{
+    int64_t period = DRAINED_FIRST_NS;
+    int64_t end = drained;
+
+    for (int i = 0; i < DRAINED_PERIODS; i++) {
+        end += period;
+        if (now < end) {
+            return end;
+        }
+        period *= 2;
+    }
+    return now;
+}
+
+/* Returns when the section ends, or soon */
+static void coroutine_fn wait_for_section(RwpStore *store)
+{
+    int64_t drained = stat64_get(&store->drained_ns);
+    int64_t now, end;
+
+    if (!drained) {
+        return;
+    }
+    now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+    end = end_of_period(drained, now);
+    while (now < end && stat64_get(&store->drained_ns) == drained) {
+        qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, DRAINED_POLL_NS);
+        now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+    }
+}
+
 int coroutine_fn rwp_store_read(RwpStore *store, uint64_t offset,
                                 uint64_t bytes, void *buf)
 {
-    int ret;
+    wait_for_section(store);
+    return rwp_store_read_in_piece(store, offset, bytes, buf);
+}
 
-    while (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) <
-           stat64_get(&store->quiet_until_ns)) {
-        qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, DRAINED_POLL_NS);
+int coroutine_fn rwp_store_read_in_piece(RwpStore *store, uint64_t offset,
+                                         uint64_t bytes, void *buf)
+{
+    int ret = -ENOMEDIUM;
+
+    if (store_begin_request(store)) {
+        ret = blk_co_pread(store->reader, offset, bytes, buf, 0);
     }
-    ret = blk_co_pread(store->reader, offset, bytes, buf, 0);
+    store_end_request(store);
     return MIN(ret, 0);
 }
 
 int coroutine_fn rwp_store_write(RwpStore *store, uint64_t offset,
                                  uint64_t bytes, const void *buf)
 {
-    int ret = blk_co_pwrite(store->writer, offset, bytes, buf, 0);
+    int ret = -ENOMEDIUM;
 
+    if (store_begin_request(store)) {
+        ret = blk_co_pwrite(store->writer, offset, bytes, buf, 0);
+    }
+    store_end_request(store);
     return MIN(ret, 0);
 }
 

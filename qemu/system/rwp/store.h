@@ -7,11 +7,11 @@
  * nothing to allocate or to look up.  The node is at least as large as the
  * memory and is used for nothing else.
  *
- * Accesses are never held up by a drained section for longer than some
- * milliseconds: a thread that waits for a page, or for the end of a job, may be
- * the one that the end of the section waits for.  Instead the jobs, which
- * access the node in pieces, begin no piece while somebody wants the node to be
- * quiet, and the section waits for those that have begun.
+ * A drained section holds accesses up for a while only: a thread that waits for
+ * a page, or for the end of a job, may be the one that the end of the section
+ * waits for.  Instead the jobs, which access the node in pieces, begin no piece
+ * while somebody wants the node to be quiet, and the section waits for those
+ * that have begun.
  *
  * Context: opening and closing in the main loop with the BQL, everything
  * else in coroutines of any thread.
@@ -57,9 +57,18 @@ const char *rwp_store_node_name(RwpStore *store);
 
 /**
  * rwp_store_read: read @bytes at @offset into @buf.  Returns 0 or -errno.
+ *
+ * Waits for a while if the node is drained.
  */
 int coroutine_fn rwp_store_read(RwpStore *store, uint64_t offset,
                                 uint64_t bytes, void *buf);
+
+/**
+ * rwp_store_read_in_piece: the same, after rwp_store_begin_piece(), without
+ * waiting: the drained section waits for the piece.
+ */
+int coroutine_fn rwp_store_read_in_piece(RwpStore *store, uint64_t offset,
+                                         uint64_t bytes, void *buf);
 
 /**
  * rwp_store_write: write @bytes at @offset from @buf.  Returns 0 or -errno.

@@ -113,8 +113,8 @@ static int coroutine_fn compare_run(AioTask *task)
 {
     Request *r = container_of(task, Request, task);
     RwpState *s = r->job->s;
-    int ret = rwp_store_read(s->store, r->offset, r->bytes,
-                             r->batch->stored + r->buf_offset);
+    int ret = rwp_store_read_in_piece(s->store, r->offset, r->bytes,
+                                      r->batch->stored + r->buf_offset);
 
     trace_rwp_evict_compare(s->id, r->offset, r->bytes, ret);
     if (ret < 0) {

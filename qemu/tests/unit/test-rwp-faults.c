@@ -493,6 +493,69 @@ static void test_drain_ends(const RigKind *kind)
     rig_free(rig);
 }
 
+#define STORM_THREADS 2
+#define STORM_PAGES 40          /* of each thread */
+
+typedef struct Storm {
+    unsigned touched;           /* atomic */
+    unsigned threads;           /* that began; atomic */
+    bool calm;                  /* atomic */
+} Storm;
+
+static void *storm_thread(void *opaque)
+{
+    Storm *storm = opaque;
+    uint64_t first = qatomic_fetch_inc(&storm->threads) * STORM_PAGES;
+
+    for (uint64_t page = first; page < first + STORM_PAGES; page++) {
+        g_assert_cmphex(fake_touch_end(fake_touch_start(page, 0)), ==,
+                        rig_value(page));
+        qatomic_inc(&storm->touched);
+    }
+    return NULL;
+}
+
+/* Each read takes 100 ms, and of two one is always under way */
+static void *slow_store_thread(void *opaque)
+{
+    Storm *storm = opaque;
+
+    while (!qatomic_read(&storm->calm)) {
+        g_usleep(50000);
+        fake_store_pass(FAKE_STORE_READ, 1);
+    }
+    fake_store_open_gate(FAKE_STORE_READ);
+    return NULL;
+}
+
+/* The same if reads take longer than drained sections usually last */
+static void test_drain_slow(const RigKind *kind)
+{
+    Rig *rig = rig_new_evicted(kind, STORM_THREADS * STORM_PAGES, 0);
+    QemuThread threads[STORM_THREADS], store;
+    Storm storm = { 0 };
+
+    fake_store_close_gate(FAKE_STORE_READ);
+    for (int i = 0; i < STORM_THREADS; i++) {
+        qemu_thread_create(&threads[i], "storm", storm_thread, &storm,
+                           QEMU_THREAD_JOINABLE);
+    }
+    RIG_WAIT(fake_store_waiting(FAKE_STORE_READ) == STORM_THREADS);
+    qemu_thread_create(&store, "store", slow_store_thread, &storm,
+                       QEMU_THREAD_JOINABLE);
+    bdrv_drain_all_begin();
+    /* Not only when nothing is left to be touched */
+    g_assert_cmpuint(qatomic_read(&storm.touched), <,
+                     STORM_THREADS * STORM_PAGES / 2);
+    bdrv_drain_all_end();
+    qatomic_set(&storm.calm, true);
+    qemu_thread_join(&store);
+    for (int i = 0; i < STORM_THREADS; i++) {
+        qemu_thread_join(&threads[i]);
+    }
+    rig_free(rig);
+}
+
 /* Nothing that takes for granted that nobody reads */
 static void test_op_blockers(const RigKind *kind)
 {
@@ -735,6 +798,7 @@ static void add_tests(void)
     rig_add_stays("quit/silent-peek", test_quit_silent_peek);
     rig_add("fault/drained", test_drained);
     rig_add("fault/drain-ends", test_drain_ends);
+    rig_add("fault/drain-slow", test_drain_slow);
     rig_add("fault/op-blockers", test_op_blockers);
     rig_add("fault/spurious", test_spurious);
     rig_add("fetch/basic", test_fetch_job);
