@@ -447,17 +447,22 @@ static void test_postcopy(const void *variant)
     rwp_vm_free(to);
 }
 
-/* Run a job of QEMU's */
-static void run_job(RwpVM *vm, const char *command)
+/* Run a job of QEMU's.  Returns its error, or NULL; to be freed. */
+static char *try_job(RwpVM *vm, const char *command)
 {
-    g_autofree char *error = NULL;
     QDict *response;
 
     qtest_qmp_send_raw(vm->qts, "%s\n", command);
     response = qtest_qmp_receive(vm->qts);
     g_assert_true(qdict_haskey(response, "return"));
     qobject_unref(response);
-    error = rwp_job_finish(vm, "job1");
+    return rwp_job_finish(vm, "job1");
+}
+
+static void run_job(RwpVM *vm, const char *command)
+{
+    g_autofree char *error = try_job(vm, command);
+
     g_assert_cmpstr(error, ==, NULL);
 }
 
@@ -465,18 +470,24 @@ static void run_job(RwpVM *vm, const char *command)
     "{ 'execute': '" command "', 'arguments': { 'job-id': 'job1', " \
     "'tag': 'one', 'vmstate': 'disk', 'devices': [ 'disk' ] } }"
 
+/* A node of the format qcow2, as large as the memory */
+static void add_disk(RwpVM *vm)
+{
+    run_job(vm, "{ 'execute': 'blockdev-create', 'arguments': { "
+            "'job-id': 'job1', 'options': { 'driver': 'qcow2', "
+            "'file': 'file', 'size': 33554432 } } }");
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'blockdev-add', "
+                             "'arguments': { 'driver': 'qcow2', "
+                             "'node-name': 'disk', 'file': 'file' } }");
+}
+
 static void test_snapshot(const void *variant)
 {
     Figures figures;
     RWP_VM_TEST(variant, "",
                 "-blockdev file,node-name=file,filename=%s/store1");
 
-    run_job(vm, "{ 'execute': 'blockdev-create', 'arguments': { "
-            "'job-id': 'job1', 'options': { 'driver': 'qcow2', "
-            "'file': 'file', 'size': 1048576 } } }");
-    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'blockdev-add', "
-                             "'arguments': { 'driver': 'qcow2', "
-                             "'node-name': 'disk', 'file': 'file' } }");
+    add_disk(vm);
     prepare(vm);
     get_figures(vm, &figures);
     run_job(vm, SNAPSHOT("snapshot-save"));
@@ -493,12 +504,49 @@ static void test_snapshot(const void *variant)
     rwp_vm_free(vm);
 }
 
+/*
+ * A store that keeps metadata in memory does not change below evicted pages:
+ * neither goes it back to what was stored before, nor forgets its metadata while
+ * it is read.
+ */
+static void test_store_changes(const void *variant)
+{
+    static const char set_active[] =
+        "{ 'execute': 'blockdev-set-active', 'arguments': { "
+        "'node-name': 'disk', 'active': %i } }";
+    g_autofree char *error = NULL;
+    RWP_VM_TEST(variant, "",
+                "-blockdev file,node-name=file,filename=%s/store1");
+
+    add_disk(vm);
+    rwp_fill(vm, START, SIZE, 1);
+    run_job(vm, SNAPSHOT("snapshot-save"));
+    rwp_fill(vm, START, SIZE, 2);
+    rwp_job(vm, RWP_EVICT_TO("disk"), (uint64_t)START, (uint64_t)SIZE);
+    error = try_job(vm, SNAPSHOT("snapshot-load"));
+    g_assert_nonnull(error);
+    g_assert_nonnull(strstr(error, "rwp-fetch first"));
+    rwp_expect_error(vm, GENERIC, "rwp-fetch first", set_active, false);
+    rwp_expect_error(vm, GENERIC, "rwp-fetch first",
+                     "{ 'execute': 'blockdev-set-active', 'arguments': { "
+                     "'active': false } }");
+    rwp_check(vm, START, SIZE, 2);
+
+    rwp_job(vm, RWP_FETCH());
+    qtest_qmp_assert_success(vm->qts, set_active, false);
+    qtest_qmp_assert_success(vm->qts, set_active, true);
+    run_job(vm, SNAPSHOT("snapshot-load"));
+    rwp_check(vm, START, SIZE, 1);
+    rwp_vm_free(vm);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
 
     rwp_add_tests("rwp-migration", "ways", test_ways);
     rwp_add_tests("rwp-migration", "snapshot", test_snapshot);
+    rwp_add_tests("rwp-migration", "store-changes", test_store_changes);
     rwp_add_tests("rwp-migration", "capabilities", test_capabilities);
     rwp_add_tests("rwp-migration", "cpr", test_cpr);
     rwp_add_tests("rwp-migration", "job", test_job);

@@ -26,7 +26,7 @@
 #include "exec/ramblock.h"
 #include "exec/ramblock-pager.h"
 #include "migration/blocker.h"
-#include "system/rwp-reopen.h"
+#include "system/rwp-nodes.h"
 #include "checksum.h"
 #include "foreign.h"
 #include "guard.h"
@@ -120,34 +120,70 @@ bool rwp_guard_pinned(RwpState *s, uint64_t chunk)
            !rwp_inject(RWP_INJECT_IGNORE_PINS);
 }
 
-typedef struct Reopen {
-    BlockDriverState *bs;
-    RwpState *s;                /* whose pages are there */
-} Reopen;
+/* A search for somebody whose pages are in the way of a change */
+typedef struct Change {
+    BlockDriverState *bs;       /* of that node, or NULL: of any */
+    bool any_format;            /* or only of one that keeps metadata */
+    RwpState *s;                /* the result */
+} Change;
 
-static void check_reopen(RwpState *s, void *opaque)
+static void check_change(RwpState *s, void *opaque)
 {
-    Reopen *reopen = opaque;
+    Change *change = opaque;
 
     if (s->store && (s->job || rwp_pages_away(s->pages)) &&
-        rwp_store_uses(s->store, reopen->bs)) {
-        reopen->s = s;
+        (change->any_format || rwp_store_has_metadata(s->store)) &&
+        (!change->bs || rwp_store_uses(s->store, change->bs))) {
+        change->s = s;
     }
+}
+
+/* @what: "be ..." */
+static bool allow(Change *change, const char *what, Error **errp)
+{
+    GLOBAL_STATE_CODE();
+
+    rwp_state_foreach(check_change, change);
+    if (change->s) {
+        error_setg(errp, "node '%s' cannot %s: evicted pages of "
+                   "memory-backend-rwp '%s' are in it; bring them back with "
+                   "rwp-fetch first",
+                   change->bs ? bdrv_get_node_name(change->bs) :
+                   rwp_store_node_name(change->s->store), what, change->s->id);
+    }
+    return !change->s;
 }
 
 bool rwp_allow_reopen(BlockDriverState *bs, Error **errp)
 {
-    Reopen reopen = { .bs = bs };
+    Change change = { .bs = bs, .any_format = true };
 
-    GLOBAL_STATE_CODE();
+    return allow(&change, "be reopened", errp);
+}
 
-    rwp_state_foreach(check_reopen, &reopen);
-    if (reopen.s) {
-        error_setg(errp, "node '%s' cannot be reopened: evicted pages of "
-                   "memory-backend-rwp '%s' are in it; bring them back with "
-                   "rwp-fetch first", bdrv_get_node_name(bs), reopen.s->id);
+bool rwp_allow_set_active(const char *node_name, Error **errp)
+{
+    Change change = { .bs = node_name ? bdrv_find_node(node_name) : NULL };
+
+    /* That there is no such node the caller knows how to tell */
+    return (node_name && !change.bs) ||
+           allow(&change, "be activated or inactivated", errp);
+}
+
+bool rwp_allow_load(bool has_devices, strList *devices, Error **errp)
+{
+    Change change = { .any_format = true };
+
+    if (!has_devices) {
+        return allow(&change, "go back to a snapshot", errp);
     }
-    return !reopen.s;
+    for (; devices; devices = devices->next) {
+        change.bs = bdrv_find_node(devices->value);
+        if (change.bs && !allow(&change, "go back to a snapshot", errp)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 static int guard_peek(void *opaque, uint64_t offset, uint64_t length,

@@ -24,6 +24,11 @@
  * something is written, @reader has a permission that @writer has anyway,
  * but does not give up: inactivation fails meanwhile.  @writer itself cannot
  * do that, it has to agree always or never.
+ *
+ * When a node is activated or inactivated, formats like qcow2 throw away what
+ * they keep in memory, with no regard to requests.  At the end of a migration
+ * the guest is stopped, and no piece begins; else it is refused as long as pages
+ * are away (guard.c).
  */
 
 #include "qemu/osdep.h"
@@ -35,11 +40,13 @@
 #include "block/block.h"
 #include "block/block_int-global-state.h"
 #include "system/block-backend.h"
+#include "system/runstate.h"
 #include "store.h"
 
 struct RwpStore {
     /* Set once */
     char *node_name;
+    bool has_metadata;
     BlockBackend *reader;
     BlockBackend *writer;
     void (*removed)(void *opaque);
@@ -188,6 +195,29 @@ static bool store_check_active(BlockDriverState *bs, Error **errp)
     return true;
 }
 
+/* Drivers that QEMU calls when it activates nodes, and have much to forget */
+static bool GRAPH_RDLOCK has_metadata(BlockDriverState *bs)
+{
+    BdrvChild *child;
+
+    if (bs->drv->is_format && bs->drv->bdrv_co_invalidate_cache) {
+        return true;
+    }
+    QLIST_FOREACH(child, &bs->children, next) {
+        if (has_metadata(child->bs)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool store_find_metadata(BlockDriverState *bs)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+
+    return has_metadata(bs);
+}
+
 static bool store_is_free(BlockDriverState *bs, Error **errp)
 {
     GRAPH_RDLOCK_GUARD_MAINLOOP();
@@ -245,6 +275,7 @@ RwpStore *rwp_store_open(const char *node_name, uint64_t size,
 
     store = g_new0(RwpStore, 1);
     store->node_name = g_strdup(node_name);
+    store->has_metadata = store_find_metadata(bs);
     store->removed = removed;
     store->opaque = opaque;
     if (!store_attach(store, bs, ctx, errp)) {
@@ -315,6 +346,11 @@ static bool GRAPH_RDLOCK is_below(BlockDriverState *bs, BlockDriverState *top)
         }
     }
     return false;
+}
+
+bool rwp_store_has_metadata(RwpStore *store)
+{
+    return store->has_metadata;
 }
 
 bool rwp_store_uses(RwpStore *store, BlockDriverState *bs)
@@ -397,8 +433,18 @@ int coroutine_fn rwp_store_write(RwpStore *store, uint64_t offset,
     return MIN(ret, 0);
 }
 
+/* That goes without a drained section */
+static bool may_be_activated(void)
+{
+    return runstate_check(RUN_STATE_FINISH_MIGRATE) ||
+           runstate_check(RUN_STATE_POSTMIGRATE);
+}
+
 bool rwp_store_begin_piece(RwpStore *store)
 {
+    if (store->has_metadata && may_be_activated()) {
+        return false;
+    }
     /* Either we see the section, or its poll sees the piece */
     qatomic_inc(&store->pieces);
     if (qatomic_read(&store->drained) == 0) {

@@ -52,6 +52,12 @@ void rwp_store_end_write(RwpStore *store);
 /** rwp_store_uses: whether @bs is the node, or one below.  Main loop. */
 bool rwp_store_uses(RwpStore *store, BlockDriverState *bs);
 
+/**
+ * rwp_store_has_metadata: whether the format of the node, or of one below, keeps
+ * metadata in memory: it must not be read while it is activated or inactivated.
+ */
+bool rwp_store_has_metadata(RwpStore *store);
+
 /** rwp_store_node_name: name of the node. */
 const char *rwp_store_node_name(RwpStore *store);
 
@@ -82,8 +88,9 @@ int coroutine_fn rwp_store_write(RwpStore *store, uint64_t offset,
 /**
  * rwp_store_begin_piece: a job is going to access the node.
  *
- * Returns false if somebody wants the node to be quiet; try again later.  A
- * piece may not wait for the main loop, nor for another piece to begin.
+ * Returns false if somebody wants the node to be quiet, or may activate it at
+ * the end of a migration; try again later.  A piece may not wait for the main
+ * loop, nor for another piece to begin.
  */
 bool rwp_store_begin_piece(RwpStore *store);
 
