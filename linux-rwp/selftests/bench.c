@@ -16,7 +16,6 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#define RW (PROT_READ | PROT_WRITE)
 #define ROUNDS 5
 
 static size_t len;

@@ -128,8 +128,7 @@ void mem_check(struct mem *m, const char *where)
 char *thp_new(size_t n)
 {
 	size_t sz = 2 << 20;
-	char *p = mmap(NULL, (n + 1) * sz, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p = mmap(NULL, (n + 1) * sz, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	CHECK(p != MAP_FAILED, "%m");
 	p = (char *)(((uintptr_t)p + sz - 1) & ~(sz - 1));
@@ -153,12 +152,27 @@ char *thp_new_shmem(void)
 	EQ(ftruncate(fd, sz), 0);
 	p = mmap(NULL, 2 * sz, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	p = (char *)(((uintptr_t)p + sz - 1) & ~(sz - 1));
-	p = mmap(p, sz, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	p = mmap(p, sz, RW, MAP_SHARED | MAP_FIXED, fd, 0);
 	CHECK(p != MAP_FAILED, "%m");
 	p[0] = 1;
 	set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "never");
 	if (!(cat(p, 4096) & C_HUGE))
 		skip("no huge page could be had");
+	return p;
+}
+
+char *gigantic_new(int flags)
+{
+	int fd = memfd_create("gigantic", MFD_HUGETLB | 30u << MAP_HUGE_SHIFT);
+	char *p;
+
+	if (fd < 0 ||
+	    get("/sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages") < 1)
+		skip("no huge page of 1 GiB");
+	EQ(ftruncate(fd, GIB), 0);
+	p = mmap(NULL, GIB, RW, flags, fd, 0);
+	CHECK(p != MAP_FAILED, "%m");
+	close(fd);
 	return p;
 }
 

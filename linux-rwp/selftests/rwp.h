@@ -99,6 +99,10 @@ struct s_arg {
 	      category_inverted, category_mask, category_anyof_mask, return_mask;
 };
 
+#define MIB (1ul << 20)
+#define GIB (1ul << 30)
+#define RW (PROT_READ | PROT_WRITE)
+
 /* Memory under test: NPAGES pages of psz bytes each, page i filled with i+1. */
 enum kind { ANON, SHMEM, SHMEM_PRIV, HUGETLB, HUGETLB_PRIV, NKINDS };
 extern const char *const kind_name[NKINDS];
@@ -183,6 +187,7 @@ void need_swap(void);
 void need_hugepages(long n);
 char *thp_new(size_t n);		/* n huge pages, populated, or skips */
 char *thp_new_shmem(void);		/* one, of a memfd; its first byte is 1 */
+char *gigantic_new(int flags);		/* 1 GiB of one page to be, or skips */
 
 /* TAP */
 void fail(const char *file, int line, const char *fmt, ...)

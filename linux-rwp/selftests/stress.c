@@ -25,7 +25,6 @@
 #include <time.h>
 
 #define TOUCHERS 8
-#define RW (PROT_READ | PROT_WRITE)
 
 static char *mem, *staging, *other;
 static size_t npages;

@@ -7,8 +7,6 @@
 #include "rwp.h"
 #include <fcntl.h>
 
-#define RW (PROT_READ | PROT_WRITE)
-
 static void api_errno(enum kind kind)
 {
 	struct u_api api = { .api = API, .features = F_RWP_ASYNC };

@@ -10,8 +10,6 @@
 #include <sys/uio.h>
 #include <time.h>
 
-#define RW (PROT_READ | PROT_WRITE)
-
 static void sync_fault(enum kind kind)
 {
 	struct mem m = mem_new(kind, RW);

@@ -14,10 +14,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#define RW (PROT_READ | PROT_WRITE)
-#define GIB (1ul << 30)
-#define MIB (1ul << 20)
-
 #define CORE "/tmp/rwp-core"
 #define CORE_PATTERN "/proc/sys/kernel/core_pattern"
 
@@ -133,15 +129,9 @@ static void core_dump_thp(enum kind kind)
 /* May be missing in synchronous mode, or if PROT_NONE; but the dump has an end */
 static void core_dump_gigantic(enum kind kind)
 {
-	int file = memfd_create("rwp", MFD_HUGETLB | 30u << 26);
-	char *p;
+	/* Not reserved: who dies is a child, which has no share in that */
+	char *p = gigantic_new(MAP_PRIVATE | MAP_NORESERVE);
 
-	if (file < 0 ||
-	    get("/sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages") < 1)
-		skip("no huge page of 1 GiB");
-	EQ(ftruncate(file, GIB), 0);
-	p = mmap(NULL, GIB, RW, MAP_PRIVATE | MAP_NORESERVE, file, 0);
-	CHECK(p != MAP_FAILED, "%m");
 	check_core(p, GIB, GIB, true, RW);
 	close(die_armed(p, GIB, GIB, false, RW));
 	close(die_armed(p, GIB, GIB, true, PROT_NONE));

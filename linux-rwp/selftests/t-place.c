@@ -13,9 +13,6 @@
 #include <sys/uio.h>
 #include <time.h>
 
-#define RW (PROT_READ | PROT_WRITE)
-#define GIB (1ul << 30)
-
 /* lib/test_hmm_uapi.h */
 struct hmm_cmd { __u64 addr, ptr, npages, cpages, faults; };
 #define HMM_TO_DEVICE	_IOWR('H', 2, struct hmm_cmd)
@@ -291,19 +288,12 @@ static void numa_hints(enum kind kind)
 /* As many as there are, of a machine booted with hugepagesz=1G hugepages=1 */
 static void gigantic(enum kind kind)
 {
-	int file = memfd_create("rwp", MFD_HUGETLB | 30u << 26), fd, buf[2];
+	char *p = gigantic_new(kind == HUGETLB ? MAP_SHARED : MAP_PRIVATE);
+	int fd = uffd_open(F_RWP | F_RWP_ASYNC), buf[2];
 	struct iovec from, to = { buf, sizeof(buf) };
 	struct handler h;
 	struct toucher t;
-	char *p;
 
-	if (file < 0 ||
-	    get("/sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages") < 1)
-		skip("no huge page of 1 GiB");
-	fd = uffd_open(F_RWP | F_RWP_ASYNC);
-	EQ(ftruncate(file, GIB), 0);
-	p = mmap(NULL, GIB, RW, kind == HUGETLB ? MAP_SHARED : MAP_PRIVATE, file, 0);
-	CHECK(p != MAP_FAILED, "%m");
 	EQ(reg(fd, p, GIB, R_RWP), 0);
 	EQ(rwprotect(fd, p, 2 << 20, M_RWP), -EINVAL);
 	p[0] = 1;

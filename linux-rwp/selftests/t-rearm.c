@@ -7,7 +7,6 @@
 #include "rwp.h"
 #include <sys/wait.h>
 
-#define RW (PROT_READ | PROT_WRITE)
 #define HP (2ul << 20)
 #define MAX_REGIONS 256
 

@@ -13,8 +13,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#define RW (PROT_READ | PROT_WRITE)
-
 #ifndef MADV_PAGEOUT
 #define MADV_PAGEOUT 21
 #endif

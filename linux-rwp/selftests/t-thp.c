@@ -8,7 +8,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#define RW (PROT_READ | PROT_WRITE)
 #define HP (2ul << 20)
 
 #ifndef MADV_COLLAPSE
