@@ -11,6 +11,7 @@
 #include "qemu/atomic.h"
 #include "qemu/bitmap.h"
 #include "qemu/bitops.h"
+#include "qemu/timer.h"
 #include "qemu/units.h"
 #include "qemu/userfaultfd.h"
 #include "qapi/error.h"
@@ -138,7 +139,7 @@ void rwp_memory_close(RwpMemory *mem)
     if (!mem) {
         return;
     }
-    rwp_memory_unregister_all(mem);
+    rwp_memory_unregister(mem, INT64_MAX);
     close(mem->pagemap);
     close(mem->uffd);
     munmap(mem->zero_page, mem->page_size);
@@ -212,7 +213,7 @@ int rwp_memory_untrap(RwpMemory *mem, uint64_t chunk)
     return ret < 0 ? ret : 1;
 }
 
-void rwp_memory_unregister_all(RwpMemory *mem)
+bool rwp_memory_unregister(RwpMemory *mem, int64_t until_ns)
 {
     uint64_t nb_chunks = rwp_memory_nb_chunks(mem);
 
@@ -220,12 +221,17 @@ void rwp_memory_unregister_all(RwpMemory *mem)
         uint64_t count;
         uint64_t first = rwp_memory_chunk(mem, chunk, &count);
 
-        if (mem->chunk_modes[chunk]) {
-            unregister_range(mem, first, count);
-            mem->chunk_modes[chunk] = 0;
-            clear_bit(chunk, mem->left);
+        if (!mem->chunk_modes[chunk]) {
+            continue;
         }
+        if (get_clock() >= until_ns) {
+            return false;
+        }
+        unregister_range(mem, first, count);
+        mem->chunk_modes[chunk] = 0;
+        clear_bit(chunk, mem->left);
     }
+    return true;
 }
 
 int rwp_memory_register_all(RwpMemory *mem, uint64_t modes)

@@ -141,7 +141,7 @@ int rwp_memory_register(RwpMemory *mem, uint64_t chunk, uint64_t modes);
 /**
  * rwp_memory_register_all: register the chunks that have no modes yet.
  *
- * On failure some may be registered; rwp_memory_unregister_all() undoes
+ * On failure some may be registered; rwp_memory_unregister() undoes
  * that.
  */
 int rwp_memory_register_all(RwpMemory *mem, uint64_t modes);
@@ -159,9 +159,14 @@ int rwp_memory_register_all(RwpMemory *mem, uint64_t modes);
 int rwp_memory_untrap(RwpMemory *mem, uint64_t chunk);
 
 /**
- * rwp_memory_unregister_all: unregister everything; waiters are woken.
+ * rwp_memory_unregister: unregister everything; waiters are woken.
+ *
+ * @until_ns: on get_clock(); chunks whose turn comes later stay
+ *
+ * That takes milliseconds for each GiB of armed pages.  Returns whether nothing
+ * is registered any more.
  */
-void rwp_memory_unregister_all(RwpMemory *mem);
+bool rwp_memory_unregister(RwpMemory *mem, int64_t until_ns);
 
 /**
  * rwp_memory_scan: report pages that are in one of @categories.

@@ -34,7 +34,7 @@
 /* A capability that does not fit a state of the backend, or NULL */
 static const char *unfit_capability(RwpState *s)
 {
-    if (s->active && migrate_background_snapshot()) {
+    if (migrate_background_snapshot() && rwp_state_registered(s)) {
         return "background-snapshot";
     }
     if (s->guarded && migrate_postcopy_ram()) {

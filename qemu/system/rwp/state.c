@@ -42,6 +42,9 @@
 /* With that many pages away it may be time to settle */
 #define SETTLE_AWAY 4
 
+/* How long the main loop, and so the guest, may wait for memory to be let go */
+#define LET_GO_NS (2 * SCALE_MS)
+
 /* Threads that are kept for reads of the store, with aio=threads */
 #define FAULT_POOL_MIN 2
 
@@ -182,14 +185,35 @@ static bool start_threads(RwpState *s, Error **errp)
     return true;
 }
 
+/* Nobody needs the registration.  No work is going on. */
+static void let_go(RwpState *s, int64_t until_ns)
+{
+    s->leaving = !rwp_memory_unregister(s->mem, until_ns);
+    s->active = s->leaving;
+    if (s->leaving) {
+        qemu_bh_schedule(s->settle_bh);
+    }
+}
+
+bool rwp_state_registered(RwpState *s)
+{
+    GLOBAL_STATE_CODE();
+
+    if (s->leaving) {
+        let_go(s, INT64_MAX);
+    }
+    return s->active;
+}
+
 bool rwp_state_start(RwpState *s, Error **errp)
 {
     uint64_t modes = s->mem->tracker->modes(s->mem);
+    bool again = s->active && !s->leaving;
     int ret;
 
     GLOBAL_STATE_CODE();
 
-    if (!s->active && !rwp_migrate_may_track(s, errp)) {
+    if (!again && !rwp_migrate_may_track(s, errp)) {
         return false;
     }
     if (!start_threads(s, errp)) {
@@ -201,16 +225,17 @@ bool rwp_state_start(RwpState *s, Error **errp)
     if (!s->faults) {
         qatomic_set(&s->faults, rwp_faults_new(s));
     }
-    if (!s->active && modes) {
+    if (!again && modes) {
         ret = rwp_memory_register_all(s->mem, modes);
         if (ret < 0) {
-            rwp_memory_unregister_all(s->mem);
+            let_go(s, INT64_MAX);
             error_setg_errno(errp, -ret, "memory-backend-rwp '%s': cannot "
                              "register the memory with userfaultfd", s->id);
             return false;
         }
     }
     s->active = true;
+    s->leaving = false;
     return true;
 }
 
@@ -307,8 +332,7 @@ void rwp_state_settle(RwpState *s)
         use_store(s, s->own_store);
     }
     if (s->active && !rwp_scanner_running(s->scanner)) {
-        rwp_memory_unregister_all(s->mem);
-        s->active = false;
+        let_go(s, get_clock() + LET_GO_NS);
     }
 }
 

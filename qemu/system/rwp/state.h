@@ -103,7 +103,8 @@ struct RwpState {
 
     /* Main loop only */
     RwpStore *own_store;        /* on @own_node, or NULL; stays attached */
-    bool active;                /* the kernel reports faults */
+    bool active;                /* the kernel reports faults, of some chunks */
+    bool leaving;               /* of fewer and fewer; nothing relies on it */
     bool ending;                /* QEMU was told to end: it closes the store */
     unsigned unsettled;         /* see rwp_state_begin() */
     Job *job;
@@ -168,6 +169,13 @@ static inline void rwp_state_end(RwpState *s)
  * Context: main loop.  Other threads use rwp_state_settle_soon().
  */
 void rwp_state_settle(RwpState *s);
+
+/**
+ * rwp_state_registered: whether memory is registered with the kernel.
+ *
+ * If that is about to end, it has ended on return.  Context: main loop.
+ */
+bool rwp_state_registered(RwpState *s);
 
 /**
  * rwp_state_settle_soon: a page is back; call rwp_state_settle() from the

@@ -385,7 +385,7 @@ RwpMemory *rwp_memory_open(const RwpTrackerOps *tracker,
 
 void rwp_memory_close(RwpMemory *mem)
 {
-    rwp_memory_unregister_all(mem);
+    rwp_memory_unregister(mem, INT64_MAX);
     g_assert(QLIST_EMPTY(&fake.waiters));
     g_array_free(fake.messages, true);
     close(mem->uffd);
@@ -403,12 +403,20 @@ int rwp_memory_register_all(RwpMemory *mem, uint64_t modes)
     return fake_call_begin(FAKE_REGISTER, 0, &count);
 }
 
-void rwp_memory_unregister_all(RwpMemory *mem)
+/* A call that fails is one whose time is over */
+bool rwp_memory_unregister(RwpMemory *mem, int64_t until_ns)
 {
+    uint64_t count = mem->nb_pages;
+
+    if (until_ns != INT64_MAX &&
+        fake_call_begin(FAKE_UNREGISTER, 0, &count) < 0) {
+        return false;
+    }
     QEMU_LOCK_GUARD(&fake.lock);
     memset(fake.trap, 0, sizeof(fake.trap));
     memset(fake.minor, 0, sizeof(fake.minor));
     fake_wake_range(0, FAKE_NB_PAGES);
+    return true;
 }
 
 int rwp_memory_untrap(RwpMemory *mem, uint64_t chunk)

@@ -54,6 +54,7 @@ typedef enum FakeCall {
     FAKE_UNMAP,
     FAKE_ADMIT,
     FAKE_REGISTER,
+    FAKE_UNREGISTER,
     FAKE_WAKE,
     FAKE_COPY,
     FAKE_ZERO,

@@ -614,6 +614,13 @@ static void test_drained(const RigKind *kind)
     rig_free(rig);
 }
 
+static void run_bottom_halves(void)
+{
+    while (aio_poll(qemu_get_aio_context(), false)) {
+        continue;
+    }
+}
+
 /* What is being set up is not taken down by a bottom half */
 static void test_unsettled(const RigKind *kind)
 {
@@ -623,9 +630,7 @@ static void test_unsettled(const RigKind *kind)
     g_assert(rwp_state_start(rig->s, &error_abort));
     g_assert(rwp_guard_enter(rig->s, &error_abort));
     qemu_bh_schedule(rig->s->settle_bh);
-    while (aio_poll(qemu_get_aio_context(), false)) {
-        continue;
-    }
+    run_bottom_halves();
     g_assert(rig->s->active && rig->s->guarded);
     rwp_state_end(rig->s);
     rwp_state_settle(rig->s);
@@ -633,10 +638,43 @@ static void test_unsettled(const RigKind *kind)
     rig_free(rig);
 }
 
+/* Memory is unregistered step by step, and can be needed again meanwhile */
+static void test_leaving(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 1);
+    RwpState *s = rig->s;
+    uint64_t registered;
+
+    g_assert(rwp_state_start(s, &error_abort));
+    registered = fake_calls(FAKE_REGISTER);
+    fake_fail(FAKE_UNREGISTER, FAKE_ANY, 2, -EAGAIN);
+    rwp_state_settle(s);
+    g_assert(s->active);
+    g_assert(rwp_state_start(s, &error_abort));
+    g_assert_cmpuint(fake_calls(FAKE_REGISTER), ==, registered + 1);
+    rwp_scanner_start(s->scanner, RWP_INTERVAL_MAX);
+    run_bottom_halves();
+    g_assert_cmpuint(fake_calls(FAKE_UNREGISTER), ==, 1);
+    rwp_scanner_stop(s->scanner);
+    rwp_state_settle(s);
+    RIG_WAIT(!s->active);
+    g_assert_cmpuint(fake_calls(FAKE_UNREGISTER), ==, 3);
+
+    /* Who cannot do with a part of it does not wait for the steps */
+    g_assert(rwp_state_start(s, &error_abort));
+    g_assert(rwp_state_registered(s));
+    fake_fail(FAKE_UNREGISTER, FAKE_ANY, FAKE_ALWAYS, -EAGAIN);
+    rwp_state_settle(s);
+    g_assert(s->active);
+    g_assert(!rwp_state_registered(s));
+    rig_free(rig);
+}
+
 static void add_tests(void)
 {
     rig_add("job/drained", test_drained);
     rig_add("unsettled", test_unsettled);
+    rig_add("leaving", test_leaving);
     rig_add("discard/away", test_discard_away);
     rig_add("discard/staged", test_discard_staged);
     rig_add("discard/leaving", test_discard_leaving);
