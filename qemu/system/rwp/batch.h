@@ -23,6 +23,7 @@
 #define RWP_BATCH_H
 
 #include "qemu/bitmap.h"
+#include "qemu/lockable.h"
 #include "qemu/queue.h"
 #include "qemu/thread.h"
 

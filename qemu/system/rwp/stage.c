@@ -56,6 +56,7 @@
 #include "block/thread-pool.h"
 #include "checksum.h"
 #include "guard.h"
+#include "huge.h"
 #include "inject.h"
 #include "scan.h"
 #include "stage.h"
@@ -128,54 +129,6 @@ static int look_at_touched(RwpState *s, RwpBatch *batch, bool force)
            context.ret;
 }
 
-/* Pages in a huge page: what a page of 8-byte entries maps */
-static uint64_t huge_pages(RwpMemory *mem)
-{
-    return mem->page_size / 8;
-}
-
-static uint64_t place_in_huge(RwpMemory *mem, uint64_t page)
-{
-    return rwp_memory_host(mem, page) / mem->page_size % huge_pages(mem);
-}
-
-/*
- * Pages [@first, @first + @count) of the window of @batch are mapped by
- * huge pages: those that are not wanted as a whole stay as they are.
- */
-static void keep_huge_run(void *opaque, uint64_t first, uint64_t count)
-{
-    RunContext *context = opaque;
-    RwpMemory *mem = context->s->mem;
-    RwpBatch *batch = context->batch;
-    uint64_t huge = huge_pages(mem);
-    uint64_t pos = first - batch->first;
-    uint64_t end = pos + count;
-
-    while (pos < end) {
-        uint64_t in_huge = place_in_huge(mem, batch->first + pos);
-        uint64_t len = MIN(huge - in_huge, end - pos);
-        uint64_t wanted = bitmap_count_one_with_offset(batch->wanted, pos,
-                                                       len);
-
-        if (in_huge || wanted < huge) {
-            trace_rwp_evict_keep_huge(context->s->id, batch->first + pos, len);
-            bitmap_clear(batch->wanted, pos, len);
-            stat64_add(&context->s->stats.evict_huge, wanted);
-        }
-        pos += len;
-    }
-}
-
-static int keep_huge(RwpState *s, RwpBatch *batch)
-{
-    RunContext context = { .s = s, .batch = batch };
-
-    return s->thp != RWP_THP_WHOLE ? 0 :
-           rwp_memory_scan(s->mem, batch->first, batch->count,
-                           RWP_PAGE_IS_HUGE, keep_huge_run, &context);
-}
-
 /* Take ownership of the wanted pages; those that are in use are left */
 static void claim(RwpState *s, RwpBatch *batch, RwpPage state)
 {
@@ -236,30 +189,6 @@ static void moved_aside(RwpState *s, RwpBatch *batch, uint64_t first,
     }
 }
 
-static void see_huge_run(void *opaque, uint64_t first, uint64_t count)
-{
-    bool *seen = opaque;
-
-    *seen = true;
-}
-
-/*
- * How many pages, of at most @count, cannot be taken because the one at @first
- * cannot: to go on within a huge page would split it, and UFFDIO_MOVE tries to
- * until nobody uses it.
- */
-static uint64_t busy_pages(RwpState *s, uint64_t first, uint64_t count)
-{
-    bool huge = false;
-
-    if (s->mem->pager->stays ||
-        rwp_memory_scan(s->mem, first, 1, RWP_PAGE_IS_HUGE, see_huge_run,
-                        &huge) < 0 || !huge) {
-        return 1;
-    }
-    return MIN(count, huge_pages(s->mem) - place_in_huge(s->mem, first));
-}
-
 static void take_run(void *opaque, uint64_t first, uint64_t count)
 {
     RunContext *context = opaque;
@@ -274,7 +203,8 @@ static void take_run(void *opaque, uint64_t first, uint64_t count)
         if (taken < 0) {
             int err = taken;
 
-            taken = busy_pages(s, first, count);
+            /* To go on within a huge page would split it; see put_back */
+            taken = stays ? 1 : rwp_huge_rest(s, first, count);
             for (int64_t i = 0; i < taken; i++) {
                 unclaim(s, batch, first + i, err);
             }
@@ -380,7 +310,7 @@ int rwp_stage(RwpState *s, RwpBatch *batch, bool force)
     if (ret < 0) {
         return ret;
     }
-    ret = keep_huge(s, batch) ?: look_at_touched(s, batch, force);
+    ret = rwp_huge_keep(s, batch) ?: look_at_touched(s, batch, force);
     if (ret < 0) {
         relax(s, batch);
         return ret;
