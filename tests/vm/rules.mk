@@ -29,7 +29,8 @@ soak: qemu $(VM_NEEDS)
 define HELP_VM
 make check-vm         QEMU's tests in a machine whose kernel has RWP: linux-rwp,
                       or with KERNEL=upstream the distribution's (PART=...)
-make bench-vm         trackers beside other methods there, costs and recall
+make bench-vm         parts of make bench there, and trackers beside other
+                      methods: costs and recall
 make soak             everything at once there, for SOAK_MINUTES=30
 
 endef

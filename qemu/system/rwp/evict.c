@@ -5,9 +5,9 @@
  *
  * Memory is gone through in windows of one batch.  Of each window, the
  * candidates are those pages that are old enough, or all that are
- * populated if ranges were given.  They are staged, copied, written, and
+ * populated if ranges were given.  They are staged, taken, written, and
  * committed (see stage.c).  Some windows are in progress at a time: while
- * one is committed, others are copied and written by other threads.
+ * one is committed, others are taken and written by other threads.
  *
  * Locking: the job's coroutine and those of its batches run in the work
  * thread.
@@ -349,8 +349,8 @@ static bool can_trap(RwpState *s, Error **errp)
     if (s->mem->tracker->type == RWP_TRACKER_TYPE_ZAP &&
         (s->mem->features & UFFD_FEATURE_RWP)) {
         error_setg(errp, "memory-backend-rwp '%s': tracker=zap can only "
-                   "track on this host kernel; evicting needs tracker=rwp, "
-                   "which the kernel has", s->id);
+                   "track on this host kernel; start QEMU with tracker=auto "
+                   "to evict", s->id);
         return false;
     }
     return true;

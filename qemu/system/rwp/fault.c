@@ -26,9 +26,10 @@
  * coroutines, see refault.c.
  *
  * This thread may depend on nothing that a thread which touches guest
- * memory may hold.  It takes no lock but those of pages, ages and batches,
- * it never touches guest memory itself, and it reaches the monitor only by
- * a bottom half in the main loop that nobody waits for.
+ * memory may hold.  It takes no lock but those of batches, checksums and
+ * quit.c, which are held for a few instructions, it never touches guest
+ * memory itself, and it reaches the monitor only by a bottom half in the main
+ * loop that nobody waits for.
  *
  * Locking: everything here runs in the fault thread, unless marked.
  */

@@ -9,7 +9,9 @@
  *   VFIO, vDPA, blkio, nvme, SEV,  they disable discarding of memory,
  *   RDMA                           which we require here
  *   vhost-user, virtiofs, VFIO,    looked for before the first eviction, and
- *   vDPA, remote devices           refused afterwards; see foreign.c
+ *   vDPA, vhost-scsi, blob=on,     refused afterwards; see foreign.c
+ *   vmx=on, remote devices
+ *   changes of the store's node    they ask; see rwp-nodes.h
  *
  * The hooks of the RAMBlock are called from any thread, with any lock held.
  * They change states, ages and counters, and never wait, except for the one
@@ -141,17 +143,28 @@ static void check_change(RwpState *s, void *opaque)
 /* @what: "be ..." */
 static bool allow(Change *change, const char *what, Error **errp)
 {
+    const char *node_name;
+    RwpState *s;
+
     GLOBAL_STATE_CODE();
 
     rwp_state_foreach(check_change, change);
-    if (change->s) {
+    s = change->s;
+    if (!s) {
+        return true;
+    }
+    node_name = change->bs ? bdrv_get_node_name(change->bs) :
+                             rwp_store_node_name(s->store);
+    if (s->job) {
+        error_setg(errp, "node '%s' cannot %s: the job '%s' of "
+                   "memory-backend-rwp '%s' uses it; wait for its end, or "
+                   "cancel it", node_name, what, s->job->id, s->id);
+    } else {
         error_setg(errp, "node '%s' cannot %s: evicted pages of "
                    "memory-backend-rwp '%s' are in it; bring them back with "
-                   "rwp-fetch first",
-                   change->bs ? bdrv_get_node_name(change->bs) :
-                   rwp_store_node_name(change->s->store), what, change->s->id);
+                   "rwp-fetch first", node_name, what, s->id);
     }
-    return !change->s;
+    return false;
 }
 
 bool rwp_allow_reopen(BlockDriverState *bs, Error **errp)

@@ -9,7 +9,7 @@
  * said below.
  *
  *   LIVE      the host kernel has the page: resident, or never populated
- *   STAGED    the evictor copied it and is writing the copy; the original
+ *   STAGED    the evictor took its content and is writing that; the original
  *             is still good.  A touch cancels: STAGED -> LIVE (or, if the
  *             original was moved aside, STAGED -> FETCHING -> LIVE)
  *   LEAVING   the evictor is taking the original away; short, no I/O

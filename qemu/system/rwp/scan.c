@@ -245,7 +245,8 @@ static bool coroutine_fn cycle(RwpScanner *scanner, uint32_t generation,
     }
     if (ret < 0) {
         error_report("memory-backend-rwp '%s': tracking has stopped, "
-                     "memory cannot be scanned: %s", s->id, strerror(-ret));
+                     "memory cannot be scanned: %s; start it again with "
+                     "rwp-track-start", s->id, strerror(-ret));
         qatomic_set(&scanner->running, false);
         rwp_state_settle_soon(s);
         return false;

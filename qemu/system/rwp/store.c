@@ -15,9 +15,10 @@
  * wait for its end, but not for long: whoever drains may need the page, or wait
  * for somebody who does.  (Reads of a piece do not wait: the section waits for
  * the piece.)  So in a drained section there can be reads, and what relies on
- * there being none is refused while the node is the store: block jobs and the
- * like by an op blocker, and blockdev-reopen.  And no store is opened on a node
- * that has such a blocker: a job may replace it at its end.
+ * there being none is refused: block jobs and the like by an op blocker as long
+ * as the node is the store, blockdev-reopen and snapshot-load while pages are in
+ * it (guard.c).  And no store is opened on a node that has such a blocker: a job
+ * may replace it at its end.
  *
  * The node may be made inactive, by an outgoing migration or by command,
  * and can still be read then.  A write would end QEMU.  So as long as
