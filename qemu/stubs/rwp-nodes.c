@@ -17,7 +17,7 @@ bool rwp_allow_set_active(const char *node_name, Error **errp)
     return true;
 }
 
-bool rwp_allow_load(bool has_devices, strList *devices, Error **errp)
+bool rwp_allow_snapshot(bool has_devices, strList *devices, Error **errp)
 {
     return true;
 }

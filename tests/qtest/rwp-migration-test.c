@@ -506,35 +506,49 @@ static void test_snapshot(const void *variant)
 
 /*
  * A store that keeps metadata in memory does not change below evicted pages:
- * neither goes it back to what was stored before, nor forgets its metadata while
- * it is read.
+ * neither goes it back to what was stored before, nor changes or forgets its
+ * metadata while it is read.  A node above reaches it, too.
  */
 static void test_store_changes(const void *variant)
 {
     static const char set_active[] =
         "{ 'execute': 'blockdev-set-active', 'arguments': { "
-        "'node-name': 'disk', 'active': %i } }";
-    g_autofree char *error = NULL;
+        "'node-name': %s, 'active': %i } }";
+    static const char *const commands[] = {
+        SNAPSHOT("snapshot-load"),
+        SNAPSHOT("snapshot-save"),
+        "{ 'execute': 'snapshot-delete', 'arguments': { 'job-id': 'job1', "
+        "'tag': 'one', 'devices': [ 'disk' ] } }",
+        "{ 'execute': 'snapshot-delete', 'arguments': { 'job-id': 'job1', "
+        "'tag': 'one', 'devices': [ 'top' ] } }",
+    };
     RWP_VM_TEST(variant, "",
                 "-blockdev file,node-name=file,filename=%s/store1");
 
     add_disk(vm);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'blockdev-add', "
+                             "'arguments': { 'driver': 'raw', "
+                             "'node-name': 'top', 'file': 'disk' } }");
     rwp_fill(vm, START, SIZE, 1);
     run_job(vm, SNAPSHOT("snapshot-save"));
     rwp_fill(vm, START, SIZE, 2);
     rwp_job(vm, RWP_EVICT_TO("disk"), (uint64_t)START, (uint64_t)SIZE);
-    error = try_job(vm, SNAPSHOT("snapshot-load"));
-    g_assert_nonnull(error);
-    g_assert_nonnull(strstr(error, "rwp-fetch first"));
-    rwp_expect_error(vm, GENERIC, "rwp-fetch first", set_active, false);
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        g_autofree char *error = try_job(vm, commands[i]);
+
+        g_assert_nonnull(error);
+        g_assert_nonnull(strstr(error, "rwp-fetch first"));
+    }
+    rwp_expect_error(vm, GENERIC, "rwp-fetch first", set_active, "disk", false);
+    rwp_expect_error(vm, GENERIC, "rwp-fetch first", set_active, "top", false);
     rwp_expect_error(vm, GENERIC, "rwp-fetch first",
                      "{ 'execute': 'blockdev-set-active', 'arguments': { "
                      "'active': false } }");
     rwp_check(vm, START, SIZE, 2);
 
     rwp_job(vm, RWP_FETCH());
-    qtest_qmp_assert_success(vm->qts, set_active, false);
-    qtest_qmp_assert_success(vm->qts, set_active, true);
+    qtest_qmp_assert_success(vm->qts, set_active, "top", false);
+    qtest_qmp_assert_success(vm->qts, set_active, "top", true);
     run_job(vm, SNAPSHOT("snapshot-load"));
     rwp_check(vm, START, SIZE, 1);
     rwp_vm_free(vm);

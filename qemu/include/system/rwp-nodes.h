@@ -29,8 +29,9 @@ bool rwp_allow_reopen(BlockDriverState *bs, Error **errp);
 bool rwp_allow_set_active(const char *node_name, Error **errp);
 
 /**
- * rwp_allow_load: go back to a snapshot of @devices, or of all.
+ * rwp_allow_snapshot: take or delete a snapshot of @devices, or of all, or go
+ * back to one.
  */
-bool rwp_allow_load(bool has_devices, strList *devices, Error **errp);
+bool rwp_allow_snapshot(bool has_devices, strList *devices, Error **errp);
 
 #endif

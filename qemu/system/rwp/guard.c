@@ -135,7 +135,7 @@ static void check_change(RwpState *s, void *opaque)
 
     if (s->store && (s->job || rwp_pages_away(s->pages)) &&
         (change->any_format || rwp_store_has_metadata(s->store)) &&
-        (!change->bs || rwp_store_uses(s->store, change->bs))) {
+        (!change->bs || rwp_store_touched_by(s->store, change->bs))) {
         change->s = s;
     }
 }
@@ -183,16 +183,16 @@ bool rwp_allow_set_active(const char *node_name, Error **errp)
            allow(&change, "be activated or inactivated", errp);
 }
 
-bool rwp_allow_load(bool has_devices, strList *devices, Error **errp)
+bool rwp_allow_snapshot(bool has_devices, strList *devices, Error **errp)
 {
     Change change = { .any_format = true };
 
     if (!has_devices) {
-        return allow(&change, "go back to a snapshot", errp);
+        return allow(&change, "be part of a snapshot", errp);
     }
     for (; devices; devices = devices->next) {
         change.bs = bdrv_find_node(devices->value);
-        if (change.bs && !allow(&change, "go back to a snapshot", errp)) {
+        if (change.bs && !allow(&change, "be part of a snapshot", errp)) {
             return false;
         }
     }

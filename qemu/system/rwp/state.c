@@ -42,7 +42,11 @@
 /* With that many pages away it may be time to settle */
 #define SETTLE_AWAY 4
 
-/* How long the main loop, and so the guest, may wait for memory to be let go */
+/*
+ * How long the main loop, and so the guest, may wait for memory to be let go,
+ * and how long it is left alone then.  A bottom half would have the BQL again
+ * before a vCPU that waits for it is awake.
+ */
 #define LET_GO_NS (2 * SCALE_MS)
 
 /* Threads that are kept for reads of the store, with aio=threads */
@@ -191,7 +195,8 @@ static void let_go(RwpState *s, int64_t until_ns)
     s->leaving = !rwp_memory_unregister(s->mem, until_ns);
     s->active = s->leaving;
     if (s->leaving) {
-        qemu_bh_schedule(s->settle_bh);
+        timer_mod(s->leave_timer,
+                  qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + LET_GO_NS);
     }
 }
 
@@ -428,6 +433,8 @@ RwpState *rwp_state_new(RAMBlock *rb, const RwpConfig *config, Error **errp)
     s->max_fetches = config->max_fetches;
     rwp_batch_list_init(&s->batches);
     s->settle_bh = qemu_bh_new(settle_bh, s);
+    s->leave_timer = aio_timer_new(qemu_get_aio_context(), QEMU_CLOCK_REALTIME,
+                                   SCALE_NS, settle_bh, s);
     s->shutdown_notifier.notify = state_shutdown;
     qemu_register_shutdown_notifier(&s->shutdown_notifier);
     s->peek = rwp_peek_new();
@@ -477,6 +484,7 @@ void rwp_state_free(RwpState *s)
     rwp_guard_unhook(s);
     /* Nobody schedules it any more, and closing runs bottom halves */
     qemu_bh_delete(s->settle_bh);
+    timer_free(s->leave_timer);
     rwp_memory_close(s->mem);
     use_store(s, NULL);
     rwp_store_close(s->own_store);

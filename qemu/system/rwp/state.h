@@ -112,6 +112,7 @@ struct RwpState {
     Error *cpr_blocker;
     NotifierWithReturn migration_notifier;
     QEMUBH *settle_bh;
+    QEMUTimer *leave_timer;     /* the next step, while @leaving */
     Notifier shutdown_notifier;
 
     /* Atomic: written by the main loop, read by all threads; see guard.h */

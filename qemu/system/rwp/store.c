@@ -28,8 +28,8 @@
  *
  * When a node is activated or inactivated, formats like qcow2 throw away what
  * they keep in memory, with no regard to requests.  At the end of a migration
- * the guest is stopped, and no piece begins; else it is refused as long as pages
- * are away (guard.c).
+ * the guest is stopped and touches nothing more, and no piece begins; else it is
+ * refused as long as pages are away (guard.c).
  */
 
 #include "qemu/osdep.h"
@@ -47,7 +47,6 @@
 struct RwpStore {
     /* Set once */
     char *node_name;
-    bool has_metadata;
     BlockBackend *reader;
     BlockBackend *writer;
     void (*removed)(void *opaque);
@@ -61,6 +60,7 @@ struct RwpStore {
     unsigned pieces;            /* that have begun; atomic */
     unsigned requests;          /* in flight; atomic */
     bool gone;                  /* the node; no more requests; atomic */
+    bool has_metadata;          /* atomic; written by the main loop */
 };
 
 /*
@@ -79,6 +79,33 @@ struct RwpStore {
 /* What @reader needs at least, and while something is written */
 #define PERM_READ BLK_PERM_CONSISTENT_READ
 #define PERM_STAY_ACTIVE (PERM_READ | BLK_PERM_WRITE_UNCHANGED)
+
+/*
+ * Drivers that QEMU calls when it activates nodes, and have much to forget.
+ * In the middle of a change, a child may have no node.
+ */
+static bool GRAPH_RDLOCK has_metadata(BlockDriverState *bs)
+{
+    BdrvChild *child;
+
+    if (bs->drv && bs->drv->is_format && bs->drv->bdrv_co_invalidate_cache) {
+        return true;
+    }
+    QLIST_FOREACH(child, &bs->children, next) {
+        if (child->bs && has_metadata(child->bs)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The graph below the node changes in drained sections only */
+static void store_look_for_metadata(RwpStore *store)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+
+    qatomic_set(&store->has_metadata, store->bs && has_metadata(store->bs));
+}
 
 static void store_drained_begin(void *opaque)
 {
@@ -99,6 +126,7 @@ static void store_drained_end(void *opaque)
 {
     RwpStore *store = opaque;
 
+    store_look_for_metadata(store);
     qatomic_dec(&store->drained);
     stat64_set(&store->drained_ns, 0);
 }
@@ -116,6 +144,7 @@ static void store_block(RwpStore *store, BlockDriverState *bs)
     store->bs = bs;
     error_setg(&store->blocker, "it is the store of a memory-backend-rwp");
     bdrv_op_block_all(bs, store->blocker);
+    store_look_for_metadata(store);
 }
 
 /* Does nothing if it is not blocked */
@@ -196,29 +225,6 @@ static bool store_check_active(BlockDriverState *bs, Error **errp)
     return true;
 }
 
-/* Drivers that QEMU calls when it activates nodes, and have much to forget */
-static bool GRAPH_RDLOCK has_metadata(BlockDriverState *bs)
-{
-    BdrvChild *child;
-
-    if (bs->drv->is_format && bs->drv->bdrv_co_invalidate_cache) {
-        return true;
-    }
-    QLIST_FOREACH(child, &bs->children, next) {
-        if (has_metadata(child->bs)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool store_find_metadata(BlockDriverState *bs)
-{
-    GRAPH_RDLOCK_GUARD_MAINLOOP();
-
-    return has_metadata(bs);
-}
-
 static bool store_is_free(BlockDriverState *bs, Error **errp)
 {
     GRAPH_RDLOCK_GUARD_MAINLOOP();
@@ -276,7 +282,6 @@ RwpStore *rwp_store_open(const char *node_name, uint64_t size,
 
     store = g_new0(RwpStore, 1);
     store->node_name = g_strdup(node_name);
-    store->has_metadata = store_find_metadata(bs);
     store->removed = removed;
     store->opaque = opaque;
     if (!store_attach(store, bs, ctx, errp)) {
@@ -351,15 +356,17 @@ static bool GRAPH_RDLOCK is_below(BlockDriverState *bs, BlockDriverState *top)
 
 bool rwp_store_has_metadata(RwpStore *store)
 {
-    return store->has_metadata;
+    return qatomic_read(&store->has_metadata);
 }
 
-bool rwp_store_uses(RwpStore *store, BlockDriverState *bs)
+bool rwp_store_touched_by(RwpStore *store, BlockDriverState *bs)
 {
+    BlockDriverState *own = blk_bs(store->writer);
+
     GLOBAL_STATE_CODE();
     GRAPH_RDLOCK_GUARD_MAINLOOP();
 
-    return blk_bs(store->writer) && is_below(bs, blk_bs(store->writer));
+    return own && (is_below(bs, own) || is_below(own, bs));
 }
 
 const char *rwp_store_node_name(RwpStore *store)
@@ -443,12 +450,13 @@ static bool may_be_activated(void)
 
 bool rwp_store_begin_piece(RwpStore *store)
 {
-    if (store->has_metadata && may_be_activated()) {
-        return false;
-    }
-    /* Either we see the section, or its poll sees the piece */
+    /*
+     * Either we see the section, or its poll sees the piece.  The same for the
+     * end of a migration, which drains all nodes.
+     */
     qatomic_inc(&store->pieces);
-    if (qatomic_read(&store->drained) == 0) {
+    if (qatomic_read(&store->drained) == 0 &&
+        !(rwp_store_has_metadata(store) && may_be_activated())) {
         return true;
     }
     rwp_store_end_piece(store);

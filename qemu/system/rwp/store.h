@@ -49,12 +49,16 @@ bool rwp_store_begin_write(RwpStore *store, Error **errp);
 /** rwp_store_end_write: nothing is written any more.  Context: main loop. */
 void rwp_store_end_write(RwpStore *store);
 
-/** rwp_store_uses: whether @bs is the node, or one below.  Main loop. */
-bool rwp_store_uses(RwpStore *store, BlockDriverState *bs);
+/**
+ * rwp_store_touched_by: whether what is done to @bs reaches the node, or one
+ * below: it is one of them, or above.  Main loop.
+ */
+bool rwp_store_touched_by(RwpStore *store, BlockDriverState *bs);
 
 /**
  * rwp_store_has_metadata: whether the format of the node, or of one below, keeps
  * metadata in memory: it must not be read while it is activated or inactivated.
+ * Any thread.
  */
 bool rwp_store_has_metadata(RwpStore *store);
 
