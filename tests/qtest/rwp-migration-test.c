@@ -554,6 +554,26 @@ static void test_store_changes(const void *variant)
     rwp_vm_free(vm);
 }
 
+/* The same if such a format comes below the store later */
+static void test_store_overlay(const void *variant)
+{
+    RWP_VM_TEST(variant, "",
+                "-blockdev file,node-name=file,filename=%s/store1 "
+                "-blockdev raw,node-name=own,file=store0");
+
+    add_disk(vm);
+    rwp_fill(vm, START, SIZE, 1);
+    rwp_job(vm, RWP_EVICT_TO("own"), (uint64_t)START, (uint64_t)SIZE);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'blockdev-snapshot', "
+                             "'arguments': { 'node': 'store0', "
+                             "'overlay': 'disk' } }");
+    rwp_expect_error(vm, GENERIC, "rwp-fetch first",
+                     "{ 'execute': 'blockdev-set-active', 'arguments': { "
+                     "'node-name': 'own', 'active': false } }");
+    rwp_check(vm, START, SIZE, 1);
+    rwp_vm_free(vm);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -561,6 +581,7 @@ int main(int argc, char **argv)
     rwp_add_tests("rwp-migration", "ways", test_ways);
     rwp_add_tests("rwp-migration", "snapshot", test_snapshot);
     rwp_add_tests("rwp-migration", "store-changes", test_store_changes);
+    rwp_add_tests("rwp-migration", "store-overlay", test_store_overlay);
     rwp_add_tests("rwp-migration", "capabilities", test_capabilities);
     rwp_add_tests("rwp-migration", "cpr", test_cpr);
     rwp_add_tests("rwp-migration", "job", test_job);
