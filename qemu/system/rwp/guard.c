@@ -133,7 +133,8 @@ static void check_change(RwpState *s, void *opaque)
 {
     Change *change = opaque;
 
-    if (s->store && (s->job || rwp_pages_away(s->pages)) &&
+    if (s->store &&
+        (s->job || rwp_pages_away(s->pages) || rwp_peek_busy(s)) &&
         (change->any_format || rwp_store_has_metadata(s->store)) &&
         (!change->bs || rwp_store_touched_by(s->store, change->bs))) {
         change->s = s;
