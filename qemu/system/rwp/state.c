@@ -276,7 +276,8 @@ static bool set_store(RwpState *s, const char *node_name, Error **errp)
     if (s->store && g_str_equal(node_name, rwp_store_node_name(s->store))) {
         return true;
     }
-    if (rwp_pages_away(s->pages)) {
+    /* Without a store, those that are away are about to be mapped again */
+    if (s->store && rwp_pages_away(s->pages)) {
         error_setg(errp, "memory-backend-rwp '%s': there are pages in the "
                    "store '%s'; bring them back with rwp-fetch before using "
                    "another one", s->id, rwp_store_node_name(s->store));

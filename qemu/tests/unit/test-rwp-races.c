@@ -19,6 +19,7 @@
 #include "system/rwp/fault.h"
 #include "system/rwp/scan.h"
 #include "system/rwp/guard.h"
+#include "system/rwp/store.h"
 #include "rwp-rig.h"
 
 #define BATCH (RWP_BATCH_BYTES / FAKE_PAGE_SIZE)
@@ -638,6 +639,25 @@ static void test_unsettled(const RigKind *kind)
     rig_free(rig);
 }
 
+/* The first store is named while the fault service maps a page */
+static void test_first_store(const RigKind *kind)
+{
+    Rig *rig = rig_new(kind, 1);
+    RwpState *s = rig->s;
+    RwpStore *store = g_steal_pointer(&s->own_store);
+
+    g_free(g_steal_pointer(&s->own_node));
+    s->store = NULL;
+    rwp_store_close(store);
+    g_assert(rwp_state_start(s, &error_abort));
+    g_assert(rwp_pages_move(s->pages, 3, RWP_PAGE_LIVE, RWP_PAGE_FETCHING));
+    g_assert(rwp_state_need_store(s, RIG_NODE, &error_abort));
+    rwp_pages_finish(s->pages, 3, RWP_PAGE_LIVE);
+    rwp_state_settle(s);
+    g_assert_null(s->store);
+    rig_free(rig);
+}
+
 /* Memory is unregistered step by step, and can be needed again meanwhile */
 static void test_leaving(const RigKind *kind)
 {
@@ -675,6 +695,7 @@ static void add_tests(void)
     rig_add("job/drained", test_drained);
     rig_add("unsettled", test_unsettled);
     rig_add("leaving", test_leaving);
+    rig_add("first-store", test_first_store);
     rig_add("discard/away", test_discard_away);
     rig_add("discard/staged", test_discard_staged);
     rig_add("discard/leaving", test_discard_leaving);
