@@ -16,8 +16,8 @@
  * for somebody who does.  (Reads of a piece do not wait: the section waits for
  * the piece.)  So in a drained section there can be reads, and what relies on
  * there being none is refused: block jobs and the like by an op blocker as long
- * as the node is the store, blockdev-reopen and snapshot-load while pages are in
- * it (guard.c).  And no store is opened on a node that has such a blocker: a job
+ * as the node is the store, blockdev-reopen and snapshots while pages are in it
+ * (guard.c).  And no store is opened on a node that has such a blocker: a job
  * may replace it at its end.
  *
  * The node may be made inactive, by an outgoing migration or by command,
